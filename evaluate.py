@@ -1,0 +1,178 @@
+"""Recognition metrics: Eq. 14's mean accuracy and the instance metrics of Sec. 4.1, over a split.
+
+    python evaluate.py runs/synthetic-S/best.pt
+    python evaluate.py CHECKPOINT --dataset pa100k --data FOLDER --split test --json FILE
+
+Also holds what every user of a checkpoint needs: `build_model`, `load_model`, `predict`.
+"""
+
+import argparse
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+
+from data import command, load_table, loader, write_json
+from sspnet import GROUPS, SCALES, Baseline, SSPNet, label_counts, mean_accuracy
+
+METRICS = ("mA", "Accu", "Prec", "Rec", "F1")
+
+
+def metrics(logits, labels):
+    """The paper's five metrics, in percent, at threshold 0.5 on the probability.
+
+    mA is the mean over attributes of Eq. 14's label mA, without the attributes that lack positives or negatives.
+    Accu, Prec and Rec are means over images of |both| / |either|, |both| / |predicted| and |both| / |true|, 0 where
+    nothing is counted; F1 is that of the mean Prec and mean Rec, as the field computes it.
+
+    Args:
+        logits, labels: (N, L).
+    Returns:
+        dict of the five floats, "label_mA": L floats (NaN where undefined), "undefined": how many are.
+    """
+    label_mA = 100 * mean_accuracy(label_counts(logits, labels))  # (L,)
+    predicted, true = logits > 0, labels > 0.5
+    both = (predicted & true).sum(1).double()  # (N,)
+    accu = (both / (predicted | true).sum(1).clamp(min=1)).mean()
+    prec = (both / predicted.sum(1).clamp(min=1)).mean()
+    rec = (both / true.sum(1).clamp(min=1)).mean()
+    f1 = 2 * prec * rec / (prec + rec).clamp(min=1e-20)
+    values = (label_mA.nanmean(), 100 * accu, 100 * prec, 100 * rec, 100 * f1)
+    return dict(zip(METRICS, (v.item() for v in values)), label_mA=label_mA.tolist(), undefined=int(label_mA.isnan().sum()))
+
+
+def group_means(values, groups):
+    """The mean over each group's attributes, undefined ones left out: {group: float} for groups that have any."""
+    values = torch.as_tensor(values)
+    return {g: values[[j for j, name in enumerate(groups) if name == g]].nanmean().item() for g in GROUPS if g in groups}
+
+
+def autocast(device, amp):
+    """The context for automatic mixed precision: amp is None, "bf16" or "fp16"."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(amp)
+    return torch.autocast(torch.device(device).type, dtype) if dtype else nullcontext()
+
+
+@torch.inference_mode()
+def predict(model, batches, device="cpu", amp=None):
+    """Runs the model in evaluation mode over a loader: logits (N, L) and labels (N, L), in the loader's order."""
+    model.eval()
+    logits, labels = [], []
+    for images, truth, keypoints, _ in batches:
+        images = images.to(device, non_blocking=True).to(memory_format=torch.channels_last)
+        with autocast(device, amp):
+            logits.append(model(images, keypoints.to(device, non_blocking=True)).float())
+        labels.append(truth)
+    return torch.cat(logits).cpu(), torch.cat(labels)
+
+
+def build_model(config, weights=None):
+    """The model that a training's config describes, with the backbone's `weights` (see `Backbone`)."""
+    if config["ple"] == "none":
+        return Baseline(config["groups"], config["backbone"], weights)
+    return SSPNet(config["groups"], config["ple"], config["backbone"], weights, config["afss"], config["M"],
+                  config["ratio"], config["offsets"], config["prior"])
+
+
+def read_checkpoint(file):
+    """A checkpoint's dict; nothing in the file is executed."""
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"{file}: no such checkpoint")
+    try:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # the zip reader and the restricted unpickler raise many kinds
+        reason = str(error).strip().splitlines()
+        raise ValueError(f"{file}: not a readable checkpoint ({reason[0] if reason else error!r})") from None
+    if not isinstance(checkpoint, dict) or not {"config", "ema"} <= checkpoint.keys():
+        raise ValueError(f"{file}: not a checkpoint of train.py, expected config and ema in it")
+    return checkpoint
+
+
+def load_model(file, device="cpu"):
+    """The trained model (its averaged weights) in evaluation mode, and its config."""
+    checkpoint = read_checkpoint(file)
+    try:
+        model = build_model(checkpoint["config"])
+    except KeyError as error:
+        raise ValueError(f"{file}: its config has no {error}") from None
+    try:
+        model.load_state_dict(checkpoint["ema"])
+    except RuntimeError as error:  # its first line is a heading, its second the first difference
+        raise ValueError(f"{file}: {' '.join(line.strip() for line in str(error).splitlines()[:2])}") from None
+    return model.to(device, memory_format=torch.channels_last).eval(), checkpoint["config"]
+
+
+def add_data_arguments(parser, split="test"):
+    """The arguments with which a command names a split and a device; what is left out comes from the checkpoint."""
+    parser.add_argument("checkpoint", help="best.pt or last.pt of a training")
+    parser.add_argument("--dataset", choices=["synthetic", "pa100k"], help="default: the one trained on")
+    parser.add_argument("--data", help="the dataset's folder; default: the one trained on")
+    parser.add_argument("--split", default=split, choices=["train", "val", "test", "trainval"])
+    parser.add_argument("--keypoints", help="keypoint file (.npz) for PLE-K")
+    parser.add_argument("--domain", type=int, choices=[0, 1], help="the synthetic set's domain")
+    parser.add_argument("--images", type=int, help="images per split of the synthetic set")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+
+
+def open_table(args, config):
+    """The table of the split that the arguments ask for, checked against the checkpoint's attributes."""
+    chosen = {k: config[k] if getattr(args, k) is None else getattr(args, k) for k in ("dataset", "data", "keypoints")}
+    if chosen["dataset"] != config["dataset"]:  # another dataset's files are not to be found at the trained one's place
+        chosen.update(data=args.data, keypoints=args.keypoints)
+    domain = config["domain"] if args.domain is None else args.domain
+    table = open_dataset(**chosen, split=args.split, size=config["size"], domain=domain, images=args.images)
+    if table.attributes != config["attributes"]:
+        raise ValueError(f"{table.name}: its {len(table.attributes)} attributes are not the {len(config['attributes'])} "
+                         f"of {args.checkpoint}, which was trained on {config['dataset']}")
+    if config["ple"] == "K" and table.keypoints is None:
+        raise ValueError(f"{table.name}: PLE-K needs keypoints, give --keypoints FILE")
+    return table
+
+
+def open_dataset(dataset, data, keypoints, split, size, domain=0, images=None):
+    """`load_table` with the arguments that train.py and a checkpoint's config share."""
+    if dataset != "synthetic" and data is None:
+        raise ValueError(f"dataset {dataset}: give its folder with --data")
+    if dataset == "synthetic" and data is not None:
+        raise ValueError(f"--data {data}: the synthetic set is drawn, give --dataset pa100k to read a folder")
+    return load_table(dataset, data, split, keypoints, {"size": size, "domain": domain, "count": images})
+
+
+def report(table, logits, labels, scales=None):
+    """The metrics of a split as a dict for JSON, and as lines for people."""
+    result = metrics(logits, labels)
+    label_mA = result.pop("label_mA")
+    positives = labels.sum(0).int().tolist()
+    rows = [{"attribute": a, "group": g, "mA": m, "positives": p, "scale": scales[j] if scales else None}
+            for j, (a, g, m, p) in enumerate(zip(table.attributes, table.groups, label_mA, positives))]
+    result.update(split=table.name, images=len(labels), groups=group_means(label_mA, table.groups), attributes=rows)
+    lines = [f"{table.name}: {len(labels)} images", "", f"{'attribute':20} {'group':7} {'mA':>6} {'positives':>9}  scale"]
+    for row in rows:
+        mA = "undefined" if row["mA"] != row["mA"] else f"{row['mA']:.2f}"
+        lines.append(f"{row['attribute']:20} {row['group']:7} {mA:>6} {row['positives']:9}  {row['scale'] or '-'}")
+    lines += ["", "  ".join(f"{g} {m:.2f}" for g, m in result["groups"].items())]
+    lines.append("  ".join(f"{name} {result[name]:.2f}" for name in METRICS))
+    if result["undefined"]:
+        lines.append(f"{result['undefined']} attributes have no positives or no negatives here: undefined, left out of mA")
+    return result, lines
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_data_arguments(parser)
+    parser.add_argument("--json", help="write the result to this file as well")
+    args = parser.parse_args()
+    model, config = load_model(args.checkpoint, args.device)
+    table = open_table(args, config)
+    batches = loader(table, config["size"], args.batch_size, workers=args.workers, device=args.device)
+    scales = [SCALES[s] for s in model.afss.scales()] if isinstance(model, SSPNet) else None
+    result, lines = report(table, *predict(model, batches, args.device), scales)
+    print("\n".join(lines))
+    if args.json:
+        write_json(args.json, {"checkpoint": args.checkpoint, "ple": config["ple"], **result})
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,520 @@
+"""SSPNet: scale and spatial priors guided pedestrian attribute recognition, Sec. 3 of the paper, in its order.
+
+Everything here needs torch and torchvision alone, so this file, or one class of it, can be copied.
+
+    Backbone, FPN          the feature pyramid P1, P2, P3 at strides 4, 8, 16       (Sec. 3.2.1)
+    AFSS                   adaptive feature scale selection                         (Sec. 3.2.2, Eq. 4)
+    PLE_R, PLE_K, PLE_S    prior location extraction                                (Sec. 3.2.3, Eq. 5-9)
+    pyramid_pool           feature aggregation Psi_agr                              (Eq. 5, 7, 9)
+    SSPNet, Baseline       the model of Eq. 1 and the Strong Baseline it is held against
+    HierarchicalLoss       weighted binary cross-entropy                            (Sec. 3.2.4, Eq. 10-12)
+    label_counts, mean_accuracy                                                     (Sec. 4.1, Eq. 14)
+
+Shapes: B images, C channels, H x W a feature map, N points, M offset points, L attributes, S scales.
+Points are (x, y) in pixels of the map or image they are given for, with pixel centres at whole numbers.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torchvision.models import get_model
+
+GROUPS = ("head", "torso", "bottom", "all")
+SCALES = ("P1", "P2", "P3")
+STRIDES = (4, 8, 16)  # of P1, P2, P3 in the image
+
+# Tab. A.11: the rows of each group's prior region as shares of the map's height, full width.
+PRIOR_REGIONS = {"head": (0, 3 / 8), "torso": (1 / 8, 5 / 8), "bottom": (1 / 2, 1), "all": (0, 1)}
+
+# Tab. A.12, in MPII order: 0 r-ankle 1 r-knee 2 r-hip 3 l-hip 4 l-knee 5 l-ankle 6 pelvis 7 thorax 8 upper neck
+# 9 head top 10 r-wrist 11 r-elbow 12 r-shoulder 13 l-shoulder 14 l-elbow 15 l-wrist
+KEYPOINT_GROUPS = {
+    "head": (7, 8, 9, 12, 13),
+    "torso": (2, 3, 6, 10, 11, 12, 13, 14, 15),
+    "bottom": (0, 1, 2, 3, 4, 5, 6),
+    "all": tuple(range(16)),
+}
+
+
+# ---- feature pyramid (Sec. 3.2.1) ----
+
+
+class Backbone(nn.Module):
+    """A torchvision ResNet or Swin Transformer, read at C2..C5 (strides 4, 8, 16, 32).
+
+    Args:
+        name: torchvision's name, one of `Backbone.names`.
+        weights: "imagenet" (torchvision's IMAGENET1K_V1, fetched once), a file with a state dict of that
+            torchvision model (its classifier may be missing), or None for random weights.
+        taps: which of C2..C5 `forward` returns.
+
+    Raises:
+        ValueError: unknown name, or a weights file whose tensors do not fit.
+    """
+
+    names = ("resnet18", "resnet34", "resnet50", "resnet101", "swin_t", "swin_s", "swin_b")
+
+    def __init__(self, name="resnet50", weights=None, taps=("C2", "C3", "C4", "C5")):
+        super().__init__()
+        if name not in self.names:
+            raise ValueError(f"backbone {name!r}: expected one of {', '.join(self.names)}")
+        net = get_model(name, weights="IMAGENET1K_V1" if weights == "imagenet" else None)
+        if weights not in (None, "imagenet"):
+            load_weights(net, weights)
+        self.swin = name.startswith("swin")
+        if self.swin:
+            stages = [net.features[i : i + 2] for i in range(0, 8, 2)]  # (patch embedding or merging, blocks)
+            channels = [stage[1][-1].norm1.normalized_shape[0] for stage in stages]
+        else:
+            stem = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool)
+            stages = [nn.Sequential(stem, net.layer1), net.layer2, net.layer3, net.layer4]
+            channels = [(b.conv3 if hasattr(b, "conv3") else b.conv2).out_channels
+                        for b in (net.layer1[-1], net.layer2[-1], net.layer3[-1], net.layer4[-1])]
+        self.stages = nn.ModuleList(stages)
+        self.taps = [int(tap[1]) - 2 for tap in taps]
+        self.out_channels = [channels[tap] for tap in self.taps]
+        if self.swin:  # Swin's stages end un-normalized; its own last norm serves C5, new ones the other taps
+            self.norms = nn.ModuleDict({str(t): net.norm if t == 3 else nn.LayerNorm(channels[t]) for t in self.taps})
+
+    def forward(self, images):
+        """(B, 3, H, W) -> a list with one (B, C, H/stride, W/stride) map per tap."""
+        maps, x = [], images
+        for i, stage in enumerate(self.stages):
+            x = stage(x)
+            if i in self.taps:
+                maps.append(self.norms[str(i)](x).permute(0, 3, 1, 2) if self.swin else x)
+        return maps
+
+
+def load_weights(net, file):
+    """Loads a state dict file into a torchvision model, the classifier (`fc.`, `head.`) excepted."""
+    state = torch.load(file, map_location="cpu", weights_only=True)
+    state = {k: v for k, v in state.items() if not k.startswith(("fc.", "head."))}
+    expected = {k: v for k, v in net.state_dict().items() if not k.startswith(("fc.", "head."))}
+    for key, value in expected.items():
+        if key not in state or state[key].shape != value.shape:
+            found = list(state[key].shape) if key in state else "nothing"
+            raise ValueError(f"{file}: {key} is {found}, expected {list(value.shape)}")
+    net.load_state_dict(state, strict=False)
+
+
+class FPN(nn.Module):
+    """Feature pyramid (Lin et al. 2017): 1x1 laterals on C2..C5, top-down bilinear sums, 3x3 smoothing of P1..P3."""
+
+    def __init__(self, in_channels, channels=256):
+        super().__init__()
+        self.laterals = nn.ModuleList(nn.Conv2d(c, channels, 1) for c in in_channels)
+        self.smooth = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in SCALES)
+        for conv in (*self.laterals, *self.smooth):
+            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.zeros_(conv.bias)
+
+    def forward(self, features, scales=(0, 1, 2)):
+        """C2..C5 -> [P1, P2, P3], each (B, channels, H, W); scales that are not asked for are None, uncomputed."""
+        pyramid = [None] * len(SCALES)
+        top = self.laterals[3](features[3])
+        for i in range(2, min(scales) - 1, -1):  # P3 = C4 + C5, P2 = C3 + P3, P1 = C2 + P2, each before smoothing
+            lateral = self.laterals[i](features[i])
+            top = lateral + F.interpolate(top, size=lateral.shape[-2:], mode="bilinear", align_corners=False)
+            if i in scales:
+                pyramid[i] = self.smooth[i](top)
+        return pyramid
+
+
+# ---- mean accuracy (Sec. 4.1, Eq. 14) ----
+
+
+def label_counts(logits, labels):
+    """TP, P, TN, N of Eq. 14 per attribute, at threshold 0.5 on the probability (0 on the logit).
+
+    Args:
+        logits: (..., B, L); any leading dimensions, such as scales, are kept.
+        labels: (B, L) of 0 and 1.
+    Returns:
+        (4, ..., L) float64 counts, which add up over batches.
+    """
+    predicted, positive = logits > 0, labels > 0.5
+    counts = (predicted & positive, positive.expand_as(predicted), ~predicted & ~positive, ~positive.expand_as(predicted))
+    return torch.stack([c.sum(-2) for c in counts]).double()
+
+
+def mean_accuracy(counts):
+    """Label mA per attribute, (TP/P + TN/N) / 2 of Eq. 14, from the counts of `label_counts`: (4, ...) -> (...).
+
+    NaN where an attribute has no positive or no negative; Eq. 14's mean over attributes is `.nanmean()`.
+    """
+    true_positives, positives, true_negatives, negatives = counts
+    return (true_positives / positives + true_negatives / negatives) / 2
+
+
+# ---- adaptive feature scale selection (Sec. 3.2.2, Eq. 4) ----
+
+
+class AFSS(nn.Module):
+    """Chooses the scale, P1, P2 or P3, from which each attribute is predicted: the one with the highest mA (Eq. 4).
+
+    `update` adds up a training epoch's counts at every scale, `select` ends the epoch. The choice and the counts
+    are buffers: they travel in the state dict.
+
+    Args:
+        attribute_groups: the group's name of each of the L attributes.
+        mode: "group" (AFSS: one choice per group, by the mean mA of its attributes), "attribute" (AFSS* of Tab. 1),
+            or "P1", "P2", "P3": that scale for all, never changed.
+    """
+
+    def __init__(self, attribute_groups, mode="group"):
+        super().__init__()
+        if mode not in ("group", "attribute", *SCALES):
+            raise ValueError(f"AFSS mode {mode!r}: expected group, attribute, {', '.join(SCALES)}")
+        self.attribute_groups = list(attribute_groups)
+        self.live = mode in ("group", "attribute")  # still comparing; set to False to freeze the choice
+        self.mode = mode
+        start = 1 if self.live else SCALES.index(mode)
+        self.register_buffer("selection", torch.full((len(self.attribute_groups),), start))  # (L,)
+        self.register_buffer("counts", torch.zeros(4, len(SCALES), len(self.attribute_groups), dtype=torch.float64))
+        self._read = None
+
+    def scales(self):
+        """The chosen scale of each attribute as a list of ints, read from the device only after a change."""
+        if self._read is None or self._read[:2] != (id(self.selection), self.selection._version):
+            self._read = (id(self.selection), self.selection._version, self.selection.tolist())
+        return self._read[2]
+
+    @torch.no_grad()
+    def update(self, logits, labels):
+        """Adds a batch: logits (S, B, L), labels (B, L)."""
+        self.counts += label_counts(logits, labels)
+
+    @torch.no_grad()
+    def select(self):
+        """Eq. 4: takes the best scale of each group (or attribute), clears the counts.
+
+        Returns:
+            (S, L) label mA of the epoch at each scale; NaN for attributes without both labels. A group that has
+            no defined mA keeps its scale.
+        """
+        accuracy = mean_accuracy(self.counts)  # (S, L)
+        for unit in self._units():
+            score = accuracy[:, unit].nanmean(1)  # (S,)
+            if not score.isnan().any():
+                self.selection[unit] = score.argmax()
+        self.counts.zero_()
+        return accuracy
+
+    def _units(self):
+        """The lists of attributes that share one choice."""
+        if self.mode == "attribute":
+            return [[j] for j in range(len(self.attribute_groups))]
+        members = [[j for j, name in enumerate(self.attribute_groups) if name == group] for group in GROUPS]
+        return [unit for unit in members if unit]
+
+
+# ---- prior location extraction (Sec. 3.2.3, Eq. 5-9) ----
+
+
+def prior_region(group, height):
+    """Tab. A.11: the half-open rows (top, bottom) of a group's region on a map of this height, at least one row."""
+    top, bottom = (round(share * height) for share in PRIOR_REGIONS[group])
+    return min(top, height - 1), max(bottom, top + 1)
+
+
+def image_to_map(points, stride):
+    """(..., 2) points from image pixels to pixels of a map of that stride, pixel centres at whole numbers in both."""
+    return (points + 0.5) / stride - 0.5
+
+
+def bilinear_sample(x, points, weights=None):
+    """x at fractional points, zero outside the map; with weights, their weighted sum over m: sum_m W_m x(P_m).
+
+    Args:
+        x: (B, C, H, W).
+        points: (B, N, M, 2), (x, y) in pixels of x.
+        weights: (B, N, M); by default each point counts 1.
+    Returns:
+        (B, N, C)
+    """
+    B, C, H, W = x.shape
+    corner = points.detach().floor()  # (B, N, M, 2), the pixel above and to the left of each point
+    fx, fy = (points - corner).unbind(-1)  # (B, N, M)
+    rows, shares = [], []
+    for dy, share_y in ((0, 1 - fy), (1, fy)):
+        for dx, share_x in ((0, 1 - fx), (1, fx)):
+            column, row = (corner + corner.new_tensor([dx, dy])).unbind(-1)
+            inside = (column >= 0) & (column < W) & (row >= 0) & (row < H)
+            share = torch.where(inside, share_x * share_y, 0)
+            rows.append(torch.where(inside, row * W + column, 0).long())
+            shares.append(share if weights is None else weights * share)
+    rows = torch.stack(rows, -1) + H * W * torch.arange(B, device=x.device).view(B, 1, 1, 1)  # (B, N, M, 4)
+    shares = torch.stack(shares, -1).to(x.dtype)
+    # A bag is one point's 4 M pixels: it reads whole pixels (rows of C numbers) and keeps no (B, N, M, C) in memory.
+    pixels = x.permute(0, 2, 3, 1).reshape(B * H * W, C)
+    bags = F.embedding_bag(rows.flatten(2).flatten(0, 1), pixels, mode="sum",
+                           per_sample_weights=shares.flatten(2).flatten(0, 1))
+    return bags.unflatten(0, points.shape[:2])
+
+
+class OffsetSampling(nn.Module):
+    """Eq. 6 and 8: Phi(x, P_n) = A . sum_m W_m x(P_n + dP_m), one module for all groups and scales.
+
+    The feature x(P_n) predicts M offsets dP_m, in pixels of the map, and M weights W_m that sum to 1; A is a
+    learnable C x C projection. `offset_length`, a running mean of |dP_m| in training, shows a runaway.
+    """
+
+    def __init__(self, channels=256, M=3):
+        super().__init__()
+        self.M = M
+        self.offsets = nn.Linear(channels, 2 * M)
+        self.offset_weights = nn.Linear(channels, M)
+        self.A = nn.Linear(channels, channels, bias=False)
+        nn.init.zeros_(self.offsets.weight)
+        nn.init.zeros_(self.offset_weights.weight)
+        nn.init.zeros_(self.offset_weights.bias)
+        nn.init.eye_(self.A.weight)
+        # Equal offsets would get equal gradients and stay equal for ever, M points doing the work of one: start them
+        # half a pixel away, evenly around the prior point, which remains their mean.
+        angle = 2 * math.pi * torch.arange(M) / M
+        with torch.no_grad():
+            self.offsets.bias.copy_(torch.stack([angle.cos(), angle.sin()], 1).flatten() * (0.5 if M > 1 else 0))
+        self.register_buffer("offset_length", torch.zeros(()))
+
+    def forward(self, x, points):
+        """x (B, C, H, W), points (B, N, 2) in pixels of x -> (B, N, C)."""
+        reference = bilinear_sample(x, points[:, :, None])  # (B, N, C)
+        offsets = self.offsets(reference).unflatten(-1, (self.M, 2))  # (B, N, M, 2)
+        weights = self.offset_weights(reference).softmax(-1)  # (B, N, M)
+        if self.training:
+            self.offset_length.lerp_(offsets.detach().float().norm(dim=-1).mean(), 0.01)
+        return self.A(bilinear_sample(x, points[:, :, None] + offsets, weights))
+
+
+class PointSampling(nn.Module):
+    """Tab. 2 without offsets: x(P_n), the features at the prior points themselves."""
+
+    def forward(self, x, points):
+        """x (B, C, H, W), points (B, N, 2) in pixels of x -> (B, N, C)."""
+        return bilinear_sample(x, points[:, :, None])
+
+
+class PLE_R(nn.Module):
+    """Region prior, Eq. 5: the rows of the group's region. No parameters; prior=False keeps the whole map."""
+
+    def __init__(self, prior=True):
+        super().__init__()
+        self.prior = prior
+
+    def forward(self, x, group, keypoints=None):
+        """x (B, C, H, W) -> (B, C, h, W)."""
+        top, bottom = prior_region(group if self.prior else "all", x.shape[2])
+        return x[:, :, top:bottom]
+
+
+class PLE_K(nn.Module):
+    """Keypoint prior, Eq. 6-7: offset points around the group's MPII keypoints (Tab. A.12).
+
+    prior=False takes all 16 keypoints for every group; offsets=False the features at the keypoints themselves.
+    """
+
+    def __init__(self, channels=256, M=3, offsets=True, prior=True):
+        super().__init__()
+        self.prior = prior
+        self.sample = OffsetSampling(channels, M) if offsets else PointSampling()
+
+    def forward(self, x, group, keypoints):
+        """x (B, C, H, W), keypoints (B, 16, 2) in pixels of x -> (B, C, n), the group's n keypoints in index order."""
+        points = keypoints[:, KEYPOINT_GROUPS[group if self.prior else "all"]]
+        return self.sample(x, points).transpose(1, 2)
+
+
+class PLE_S(nn.Module):
+    """Sparse point prior, Eq. 8-9: offset points around a uniform grid over the group's region.
+
+    Args:
+        ratio: share of the region's points that is sampled (Fig. 6).
+        offsets, prior: Tab. 2's switches; without prior the grid covers the whole map.
+    """
+
+    def __init__(self, channels=256, M=3, ratio=0.75, offsets=True, prior=True):
+        super().__init__()
+        self.ratio, self.prior = ratio, prior
+        self.sample = OffsetSampling(channels, M) if offsets else PointSampling()
+
+    def points(self, group, height, width):
+        """The grid on a map of this size: (rows, columns, 2), evenly spaced, symmetric within the region."""
+        top, bottom = prior_region(group if self.prior else "all", height)
+        rows, columns = (max(1, round(n * math.sqrt(self.ratio))) for n in (bottom - top, width))
+        y = top + (torch.arange(rows) + 0.5) * (bottom - top) / rows - 0.5
+        x = (torch.arange(columns) + 0.5) * width / columns - 0.5
+        return torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
+
+    def forward(self, x, group, keypoints=None):
+        """x (B, C, H, W) -> (B, C, rows, columns)."""
+        grid = self.points(group, *x.shape[2:]).to(x.device)
+        points = grid.flatten(0, 1).expand(len(x), -1, 2)  # (B, N, 2)
+        return self.sample(x, points).transpose(1, 2).unflatten(2, grid.shape[:2])
+
+
+def pyramid_pool(x):
+    """Psi_agr of Eq. 5, 7, 9: max pooling on a pyramid of cells, 5 features per channel.
+
+    (B, C, h, w) by 1x1 and 2x2 cells, (B, C, n) by 1 and 4 runs of points -> (B, 5 C).
+    """
+    pool, cells = (F.adaptive_max_pool2d, (1, 2)) if x.dim() == 4 else (F.adaptive_max_pool1d, (1, 4))
+    return torch.cat([pool(x, n).flatten(1) for n in cells], 1)
+
+
+# ---- the models (Eq. 1) ----
+
+
+class SSPNet(nn.Module):
+    """Backbone -> FPN -> AFSS -> PLE -> pyramid pooling -> one FC per group (Fig. 2, Eq. 1).
+
+    Args:
+        attribute_groups: for each of the L attributes, in the dataset's order, one of `GROUPS`.
+        ple: "R", "K" or "S".
+        backbone, weights: see `Backbone`.
+        afss: see `AFSS`; "P1", "P2" or "P3" is "without AFSS" in Tab. 2.
+        M, ratio: offset points per prior point (Fig. 5), share of points sampled by PLE-S (Fig. 6).
+        offsets, prior: the switches of Tab. 2.
+    """
+
+    def __init__(self, attribute_groups, ple="S", backbone="resnet50", weights=None, afss="group", M=3, ratio=0.75,
+                 offsets=True, prior=True, channels=256):
+        super().__init__()
+        for j, group in enumerate(attribute_groups):
+            if group not in GROUPS:
+                raise ValueError(f"attribute {j} has group {group!r}: expected one of {', '.join(GROUPS)}")
+        self.backbone = Backbone(backbone, weights)
+        self.fpn = FPN(self.backbone.out_channels, channels)
+        self.afss = AFSS(attribute_groups, afss)
+        if ple == "R":
+            self.ple = PLE_R(prior)
+        elif ple == "K":
+            self.ple = PLE_K(channels, M, offsets, prior)
+        elif ple == "S":
+            self.ple = PLE_S(channels, M, ratio, offsets, prior)
+        else:
+            raise ValueError(f"ple {ple!r}: expected R, K or S")
+        self.members = {g: [j for j, name in enumerate(attribute_groups) if name == g] for g in GROUPS}
+        self.heads = nn.ModuleDict({g: nn.Linear(5 * channels, len(m)) for g, m in self.members.items() if m})
+        by_group = [j for members in self.members.values() for j in members]
+        self.register_buffer("order", torch.tensor(by_group).argsort(), persistent=False)  # back to the dataset's
+        for head in self.heads.values():
+            nn.init.normal_(head.weight, std=0.01)
+            nn.init.zeros_(head.bias)
+
+    def features(self, images, scales=None):
+        """(B, 3, H, W) -> [P1, P2, P3]; None for a scale that no attribute uses (or that is not in `scales`)."""
+        return self.fpn(self.backbone(images), set(self.afss.scales()) if scales is None else scales)
+
+    def classify(self, maps, keypoints=None, selection=None):
+        """The logits (B, L) from the pyramid.
+
+        Args:
+            maps: [P1, P2, P3] of `features`.
+            keypoints: (B, 16, 2) in image pixels, for PLE-K.
+            selection: scale index per attribute; AFSS's by default.
+        """
+        selection = self.afss.scales() if selection is None else selection
+        logits = []
+        for group, head in self.heads.items():
+            chosen = [selection[j] for j in self.members[group]]
+            for i, scale in enumerate(sorted(set(chosen))):
+                points = None if keypoints is None else image_to_map(keypoints, STRIDES[scale])
+                out = head(pyramid_pool(self.ple(maps[scale], group, points)))  # (B, attributes of the group)
+                if i == 0:
+                    logits.append(out)
+                else:  # AFSS*: the group's attributes are on several scales
+                    logits[-1] = torch.where(torch.tensor(chosen, device=out.device) == scale, out, logits[-1])
+        return torch.cat(logits, 1).index_select(1, self.order)
+
+    def forward(self, images, keypoints=None):
+        """Images (B, 3, H, W), and keypoints (B, 16, 2) in image pixels for PLE-K.
+
+        Returns:
+            In training (S, B, L): the logits from each of the scales that AFSS compares, or from the chosen one
+            alone (S = 1) once it is frozen or fixed. In evaluation (B, L) from the chosen scales.
+        """
+        if isinstance(self.ple, PLE_K) and keypoints is None:
+            raise ValueError("PLE-K needs keypoints (B, 16, 2): none were given")
+        if not self.training:
+            return self.classify(self.features(images), keypoints)
+        if not self.afss.live:
+            return self.classify(self.features(images), keypoints)[None]
+        maps = self.features(images, scales=range(len(SCALES)))
+        L = len(self.afss.attribute_groups)
+        return torch.stack([self.classify(maps, keypoints, [s] * L) for s in range(len(SCALES))])
+
+    def map_of(self, attribute):
+        """Which entry of `features` an attribute is predicted from (the A of Eq. 13)."""
+        return self.afss.scales()[attribute]
+
+
+class Baseline(nn.Module):
+    """Strong Baseline (Jia et al. 2021): global average pooling of C5 and one linear layer; row 1 of Tab. 2 and 3."""
+
+    def __init__(self, attribute_groups, backbone="resnet50", weights=None):
+        super().__init__()
+        self.backbone = Backbone(backbone, weights, taps=("C5",))
+        self.head = nn.Linear(self.backbone.out_channels[0], len(attribute_groups))
+
+    def features(self, images):
+        """(B, 3, H, W) -> [C5]."""
+        return self.backbone(images)
+
+    def classify(self, maps, keypoints=None):
+        """[C5] -> logits (B, L)."""
+        return self.head(maps[0].mean((2, 3)))
+
+    def forward(self, images, keypoints=None):
+        """(B, 3, H, W) -> logits, (1, B, L) in training and (B, L) in evaluation, as `SSPNet` does."""
+        logits = self.classify(self.features(images))
+        return logits[None] if self.training else logits
+
+    def map_of(self, attribute):
+        """Which entry of `features` an attribute is predicted from."""
+        return 0
+
+
+# ---- hierarchical loss (Sec. 3.2.4, Eq. 10-12) ----
+
+
+def imbalance_weights(labels, positive_ratio):
+    """Eq. 11: exp(1 - r_j) where the label is 1, exp(r_j) where it is 0. labels (B, L), positive_ratio (L,) -> (B, L)."""
+    return torch.where(labels > 0.5, (1 - positive_ratio).exp(), positive_ratio.exp())
+
+
+def weighted_bce(logits, labels, positive_ratio):
+    """Eq. 10: weighted binary cross-entropy, summed over attributes, averaged over samples.
+
+    Args:
+        logits: (..., B, L); averaged over leading dimensions, such as AFSS's scales, too.
+        labels: (B, L) of 0 and 1, float.
+        positive_ratio: (L,) r_j, the share of positives of each attribute in the training set.
+    """
+    weights = imbalance_weights(labels, positive_ratio).expand_as(logits)
+    bce = F.binary_cross_entropy_with_logits(logits, labels.expand_as(logits), weights, reduction="none")
+    return bce.sum(-1).mean()
+
+
+class HierarchicalLoss(nn.Module):
+    """Eq. 12: the sum over the groups of Eq. 10 on the group's attributes.
+
+    Args:
+        attribute_groups: the group's name of each of the L attributes.
+        positive_ratio: (L,) r_j of Eq. 11.
+    """
+
+    def __init__(self, attribute_groups, positive_ratio):
+        super().__init__()
+        self.register_buffer("positive_ratio", positive_ratio)
+        for group in GROUPS:
+            members = [j for j, name in enumerate(attribute_groups) if name == group]
+            self.register_buffer(group, torch.tensor(members, dtype=torch.long))
+
+    def forward(self, logits, labels):
+        """logits (..., B, L), labels (B, L) -> a scalar; scales in leading dimensions count alike."""
+        groups = [getattr(self, group) for group in GROUPS]
+        return sum(weighted_bce(logits.index_select(-1, m), labels.index_select(-1, m), self.positive_ratio[m])
+                   for m in groups if len(m))

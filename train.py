@@ -1,0 +1,321 @@
+"""Training, Sec. 4: `python train.py --ple S` trains on drawn pedestrians; see README.md for PA-100K.
+
+Writes to --out: `last.pt` after every epoch (all that --resume needs), `best.pt` (the weights of the epoch with the
+highest mA on the validation split; the test split is never looked at) and `log.csv`, a row per epoch.
+"""
+
+import argparse
+import csv
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch.optim.swa_utils import AveragedModel
+
+from data import command, loader, start_epoch
+from evaluate import METRICS, autocast, build_model, group_means, metrics, open_dataset, predict, read_checkpoint
+from sspnet import GROUPS, SCALES, Backbone, HierarchicalLoss, SSPNet
+
+# The paper's recipe (Sec. 4), completed from the Strong Baseline where the paper is silent.
+RECIPE = {
+    "backbone": "resnet50",
+    "weights": "imagenet",
+    "size": (256, 192),  # H, W
+    "epochs": 30,
+    "batch_size": 32,
+    "lr": 1e-4,  # Adam
+    "schedule": "plateau",  # x0.1 after 4 epochs without a lower validation loss
+    "freeze": None,  # AFSS compares all scales to the end
+}
+# Drawn pedestrians, from random weights, on two CPU cores in less than ten minutes.
+SYNTHETIC_RECIPE = {
+    "backbone": "resnet18",
+    "weights": "none",
+    "size": (128, 96),
+    "epochs": 8,
+    "batch_size": 32,
+    "lr": 1e-3,
+    "schedule": "onecycle",  # up and down again within the run: a short run has no time for a plateau
+    "freeze": 4,  # from then on only the chosen scales are computed, which takes half the time
+}
+WEIGHT_DECAY = 5e-4
+GRADIENT_NORM = 10
+EMA_DECAY = 0.9998
+OFFSET_LR = 0.1  # of the learning rate, for the layer that predicts offsets: at the full rate points leave the map
+
+
+def parse_arguments(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--ple", default="S", choices=["R", "K", "S", "none"], help="prior location extraction; none: the baseline")
+    add("--dataset", choices=["synthetic", "pa100k"], help="default: synthetic, or pa100k where --data is given")
+    add("--data", help="the dataset's folder")
+    add("--keypoints", help="keypoint file (.npz) for PLE-K")
+    add("--train-split", default="train", choices=["train", "trainval"], help="trainval keeps the last epoch as best.pt")
+    add("--domain", type=int, default=0, choices=[0, 1], help="the synthetic set's domain")
+    add("--images", type=int, help="images per split of the synthetic set")
+    add("--backbone", choices=Backbone.names)
+    add("--weights", help="of the backbone: imagenet, none, or a file with torchvision's state dict")
+    add("--size", type=int, nargs=2, metavar=("H", "W"))
+    add("--epochs", type=int)
+    add("--batch-size", type=int)
+    add("--lr", type=float)
+    add("--schedule", choices=["plateau", "onecycle"])
+    add("--afss", default="group", choices=["group", "attribute", *SCALES], help="one scale per group, per attribute "
+        "(AFSS* of Tab. 1), or the same fixed scale for all (Tab. 2 without AFSS)")
+    add("--freeze", type=int, metavar="EPOCHS", help="keep AFSS's choice from then on; 0: never")
+    add("--M", type=int, default=3, help="offset points per prior point (Fig. 5)")
+    add("--ratio", type=float, default=0.75, help="share of points that PLE-S samples (Fig. 6)")
+    add("--no-offsets", dest="offsets", action="store_false", help="Tab. 2 without offset points")
+    add("--no-prior", dest="prior", action="store_false", help="Tab. 2 without spatial prior")
+    add("--seed", type=int, default=0)
+    add("--amp", choices=["bf16", "fp16"], help="automatic mixed precision")
+    add("--out", help="folder; default runs/DATASET-PLE")
+    add("--resume", action="store_true", help="go on from last.pt in --out")
+    add("--workers", type=int, help="processes that load images; default 0 for drawn images, 2 for files")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args(argv)
+    args.dataset = args.dataset or ("pa100k" if args.data else "synthetic")
+    for key, value in (SYNTHETIC_RECIPE if args.dataset == "synthetic" else RECIPE).items():
+        if getattr(args, key) is None:
+            setattr(args, key, value)
+    args.size, args.freeze = tuple(args.size), args.freeze or None
+    args.out = Path(args.out or f"runs/{args.dataset}-{args.ple}")
+    args.workers = args.workers if args.workers is not None else 0 if args.dataset == "synthetic" else 2
+    for name, low in (("epochs", 1), ("batch_size", 2), ("M", 1), ("workers", 0)):
+        if getattr(args, name) < low:
+            parser.error(f"--{name.replace('_', '-')} {getattr(args, name)}: expected at least {low}")
+    if not 0 < args.ratio <= 1:
+        parser.error(f"--ratio {args.ratio}: expected more than 0, at most 1")
+    if min(args.size) < 32:
+        parser.error(f"--size {args.size[0]} {args.size[1]}: expected at least 32")
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        parser.error(f"--device {args.device}: torch sees no CUDA device")
+    return args
+
+
+# What a checkpoint remembers of the arguments; a resumed run must be given the same.
+CONFIG = ("ple", "dataset", "data", "keypoints", "train_split", "domain", "images", "backbone", "weights", "size", "epochs",
+          "batch_size", "lr", "schedule", "afss", "freeze", "M", "ratio", "offsets", "prior", "seed", "amp")
+
+
+class Training:
+    """Everything that changes while training, and goes into `last.pt`."""
+
+    def __init__(self, args, config, positive_ratio, steps_per_epoch):
+        torch.manual_seed(args.seed)
+        self.model = self.build(config, None if args.resume else args.weights).to(args.device, memory_format=torch.channels_last)
+        self.loss = HierarchicalLoss(config["groups"], positive_ratio).to(args.device)
+        self.ema = AveragedModel(self.model, multi_avg_fn=self.average, use_buffers=True)
+        self.steps = self.epoch = 0
+        self.best, self.rows = -1.0, []
+        offsets = [p for name, p in self.model.named_parameters() if ".offsets." in name]
+        others = [p for name, p in self.model.named_parameters() if ".offsets." not in name]
+        groups = [{"params": others, "lr": args.lr}, {"params": offsets, "lr": args.lr * OFFSET_LR}]
+        groups = [group for group in groups if group["params"]]
+        self.optimizer = torch.optim.Adam(groups, weight_decay=WEIGHT_DECAY)
+        if args.schedule == "onecycle":
+            self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+                self.optimizer, [group["lr"] for group in groups], total_steps=args.epochs * steps_per_epoch)
+        else:
+            self.schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(self.optimizer, factor=0.1, patience=4)
+        self.scaler = torch.amp.GradScaler(args.device.split(":")[0], enabled=args.amp == "fp16")
+
+    @staticmethod
+    def build(config, weights):
+        weights = None if weights == "none" else weights
+        if weights not in (None, "imagenet") and not Path(weights).is_file():
+            raise FileNotFoundError(f"--weights {weights}: no such file, expected imagenet, none or a state dict")
+        try:
+            return build_model(config, weights)
+        except OSError as error:  # urllib's errors are OSErrors
+            raise ValueError(f"--weights imagenet: torchvision could not fetch them ({error}); give --weights none to "
+                             "train from random weights, or --weights FILE") from None
+
+    def average(self, averaged, current, _):
+        """EMA of weights and batch-norm statistics, its decay warmed up so that short runs forget their start."""
+        decay = min(EMA_DECAY, (1 + self.steps) / (10 + self.steps))
+        for a, c in zip(averaged, current):
+            a.lerp_(c, 1 - decay) if a.is_floating_point() else a.copy_(c)
+
+    def state(self):
+        parts = ("model", "optimizer", "schedule", "scaler")
+        state = {name: getattr(self, name).state_dict() for name in parts}
+        state.update(ema=self.ema.module.state_dict(), steps=self.steps, epoch=self.epoch, best=self.best, rows=self.rows,
+                     random=torch.get_rng_state())
+        if torch.cuda.is_available():
+            state["cuda_random"] = torch.cuda.get_rng_state_all()
+        return state
+
+    def load(self, state):
+        for name in ("model", "optimizer", "schedule", "scaler"):
+            getattr(self, name).load_state_dict(state[name])
+        self.ema.module.load_state_dict(state["ema"])
+        self.ema.n_averaged.fill_(state["steps"])
+        self.steps, self.epoch, self.best, self.rows = (state[k] for k in ("steps", "epoch", "best", "rows"))
+        torch.set_rng_state(state["random"])
+        if "cuda_random" in state and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(state["cuda_random"])
+
+
+def save(file, value):
+    """Writes a checkpoint to a temporary file and renames it, so that `file` is always whole."""
+    temporary = file.with_name(file.name + ".tmp")
+    torch.save(value, temporary)
+    os.replace(temporary, file)
+
+
+def train_epoch(run, batches, args, progress):
+    """One epoch; returns the mean loss."""
+    run.model.train()
+    afss = run.model.afss if isinstance(run.model, SSPNet) else None
+    if afss and args.freeze and run.epoch >= args.freeze:
+        afss.live = False
+    total = torch.zeros((), device=args.device)
+    start_epoch(batches, run.epoch)
+    for step, (images, labels, keypoints, _) in enumerate(batches):
+        images, labels, keypoints = (t.to(args.device, non_blocking=True) for t in (images, labels, keypoints))
+        with autocast(args.device, args.amp):
+            logits = run.model(images.to(memory_format=torch.channels_last), keypoints)  # (S, B, L)
+        loss = run.loss(logits.float(), labels)
+        run.optimizer.zero_grad(set_to_none=True)
+        run.scaler.scale(loss).backward()
+        run.scaler.unscale_(run.optimizer)
+        torch.nn.utils.clip_grad_norm_(run.model.parameters(), GRADIENT_NORM)
+        run.scaler.step(run.optimizer)
+        run.scaler.update()
+        if args.schedule == "onecycle":
+            run.schedule.step()
+        run.steps += 1
+        run.ema.update_parameters(run.model)
+        if afss and afss.live:
+            afss.update(logits.detach(), labels)
+        total += loss.detach()
+        progress(step + 1)
+    return total.item() / len(batches)
+
+
+def show_progress(run, args, steps, started, first_epoch):
+    """A function that rewrites one line with the epoch, the step and the time left."""
+    def progress(step):
+        done = (run.epoch - first_epoch) * steps + step
+        left = (time.time() - started) / done * (args.epochs * steps - first_epoch * steps - done)
+        line = f"epoch {run.epoch + 1}/{args.epochs}  step {step}/{steps}  {left / 60:.1f} min left"
+        if sys.stderr.isatty():
+            print(f"\r{line}\033[K", end="\r" if step == steps else "", file=sys.stderr, flush=True)
+        elif step % max(1, steps // 4) == 0:  # in a log file, a few lines an epoch
+            print(line, file=sys.stderr, flush=True)
+    return progress
+
+
+def log_row(run, config, loss, validation, scale_mA, seconds):
+    """The epoch's row of log.csv. Empty where there is nothing: AFSS's columns without AFSS, for instance."""
+    row = {"epoch": run.epoch + 1, "lr": run.optimizer.param_groups[0]["lr"], "loss": loss}
+    row.update({f"val_{name}": validation[name] if validation else None for name in METRICS})
+    model = run.model
+    scales = model.afss.scales() if isinstance(model, SSPNet) else None
+    for group in GROUPS:
+        chosen = sorted({SCALES[scales[j]] for j, g in enumerate(config["groups"]) if g == group}) if scales else []
+        row[f"scale_{group}"] = "+".join(chosen)
+    for s, scale in enumerate(SCALES):
+        means = group_means(100 * scale_mA[s].cpu(), config["groups"]) if scale_mA is not None else {}
+        row.update({f"{group}_{scale}": means.get(group) for group in GROUPS})
+    length = getattr(getattr(getattr(model, "ple", None), "sample", None), "offset_length", None)
+    row["offset_px"] = None if length is None else length.item()
+    row["seconds"] = seconds
+    return row
+
+
+def write_log(file, rows):
+    temporary = file.with_name(file.name + ".tmp")
+    with open(temporary, "w", newline="") as out:
+        writer = csv.DictWriter(out, rows[0].keys())
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+    os.replace(temporary, file)
+
+
+def describe(row):
+    """The epoch's line for people."""
+    line = f"epoch {row['epoch']}: loss {row['loss']:.3f}"
+    if row["val_mA"] is not None:
+        line += "  val " + "  ".join(f"{name} {row[f'val_{name}']:.2f}" for name in METRICS)
+    chosen = [f"{g} {row[f'scale_{g}']}" for g in GROUPS if row[f"scale_{g}"]]
+    line += ("  scales " + ", ".join(chosen) if chosen else "")
+    line += f"  offsets {row['offset_px']:.2f} px" if row["offset_px"] is not None else ""
+    return line + f"  {row['seconds']:.0f} s"
+
+
+def main(argv=None):
+    args = parse_arguments(argv)
+    last = args.out / "last.pt"
+    config = {key: list(v) if isinstance(v := getattr(args, key), tuple) else v for key in CONFIG}
+    checkpoint = read_checkpoint(last) if args.resume else None
+    if checkpoint is not None:
+        different = [k for k in CONFIG if checkpoint["config"].get(k) != config[k]]
+        if different:
+            k = different[0]
+            raise ValueError(f"{last}: was trained with {k} {checkpoint['config'].get(k)}, not {config[k]}: resume with its own arguments")
+    elif last.exists():
+        raise ValueError(f"{last}: a training is here already: give --resume to go on with it, or another --out")
+    source = {k: config[k] for k in ("dataset", "data", "keypoints", "size", "domain", "images")}
+    table = open_dataset(**source, split=args.train_split)
+    validation = open_dataset(**source, split="val") if args.train_split == "train" else None
+    if args.ple == "K" and table.keypoints is None:
+        raise ValueError(f"{table.name}: PLE-K needs keypoints, give --keypoints FILE")
+    if len(table.names) < 2:
+        raise ValueError(f"{table.name}: {len(table.names)} image, expected at least 2 to train on")
+    config.update(attributes=table.attributes, groups=table.groups)
+    batches = loader(table, args.size, args.batch_size, train=True, seed=args.seed, workers=args.workers, device=args.device)
+    val_batches = validation and loader(validation, args.size, args.batch_size, workers=args.workers, device=args.device)
+    run = Training(args, config, torch.from_numpy(table.labels.mean(0)), len(batches))
+    if checkpoint is not None:
+        run.load(checkpoint)
+    args.out.mkdir(parents=True, exist_ok=True)
+    print(f"{table.name}: {len(table.names)} images, {len(table.attributes)} attributes; "
+          f"{'baseline' if args.ple == 'none' else 'SSPNet-' + args.ple}, {args.backbone}, {args.size[0]}x{args.size[1]}, "
+          f"{args.epochs} epochs of {len(batches)} steps, {args.device}, to {args.out}", flush=True)
+    started, first = time.time(), run.epoch
+    try:
+        while run.epoch < args.epochs:
+            one_epoch(run, batches, val_batches, args, config, show_progress(run, args, len(batches), started, first))
+    except KeyboardInterrupt:
+        kept = f"epoch {run.epoch} is in {last}; the same command with --resume goes on" if last.exists() else "no epoch was finished"
+        print(f"\ninterrupted: {kept}", file=sys.stderr)
+        sys.exit(130)
+    print(f"done: {args.out / 'best.pt'}" + (f", val mA {run.best:.2f}" if validation else ""))
+
+
+def one_epoch(run, batches, val_batches, args, config, progress):
+    """Trains an epoch, lets AFSS choose, validates the averaged weights, writes log and checkpoints."""
+    began = time.time()
+    loss = train_epoch(run, batches, args, progress)
+    if loss != loss or loss in (float("inf"), -float("inf")):
+        raise ValueError(f"epoch {run.epoch + 1}: the loss is {loss}, expected a finite number; lower --lr")
+    scale_mA, averaged, result = None, run.ema.module, None
+    if isinstance(run.model, SSPNet) and run.model.afss.live:
+        scale_mA = run.model.afss.select()
+        averaged.afss.load_state_dict(run.model.afss.state_dict())
+    if val_batches:
+        logits, labels = predict(averaged, val_batches, args.device, args.amp)
+        result = metrics(logits, labels)
+        if args.schedule == "plateau":
+            run.schedule.step(run.loss(logits.to(args.device), labels.to(args.device)).item())
+    elif args.schedule == "plateau":
+        run.schedule.step(loss)
+    run.rows.append(log_row(run, config, loss, result, scale_mA, time.time() - began))
+    run.epoch += 1
+    print(describe(run.rows[-1]), flush=True)
+    better = result is None or result["mA"] > run.best
+    if better:
+        run.best = result["mA"] if result else run.best
+        save(args.out / "best.pt", {"config": config, "ema": averaged.state_dict(), "epoch": run.epoch})
+    save(args.out / "last.pt", {"config": config, **run.state()})
+    write_log(args.out / "log.csv", run.rows)
+
+
+if __name__ == "__main__":
+    command(main)
