@@ -299,7 +299,7 @@ FREQUENCY = {
     "ShortSleeve": 0.58, "UpperStride": 0.08, "UpperLogo": 0.15, "UpperPlaid": 0.10, "UpperSplice": 0.08,
     "LowerStripe": 0.07, "LowerPattern": 0.07, "LongCoat": 0.07, "boots": 0.10, "Female": 0.45,
 }
-SPLIT_SIZES = {"train": 1600, "val": 300, "test": 600}
+SPLIT_SIZES = {"train": 2400, "val": 300, "test": 600}
 UPPER, LOWER = ("UpperStride", "UpperLogo", "UpperPlaid", "UpperSplice"), ("LowerStripe", "LowerPattern")
 
 
@@ -423,18 +423,18 @@ def draw_boot(pen, knee, ankle, width, colour, facing):
 def draw_background(pen, random, domain, colour):
     """A wall, a floor, clutter, and things out of place: hats low, boots high, bags and glasses on nobody."""
     horizon = random.uniform(50, 110)
-    wall, floor = colour(0.35 if domain == 0 else 0.7), colour(0.3)
+    wall, floor = colour(0.25 if domain == 0 else 0.45), colour(0.25)
     pen.polygon([(0, 0), (96, 0), (96, 128), (0, 128)], wall)
     pen.polygon([(0, horizon), (96, horizon), (96, 128), (0, 128)], floor)
-    for _ in range(random.integers(3, 9)):
+    for _ in range(random.integers(2, 6)):
         x, y, w, h = random.uniform(-10, 96), random.uniform(-10, 128), random.uniform(3, 30), random.uniform(3, 40)
         if domain == 0:  # a street: doors, windows, signs
-            pen.polygon([(x, y), (x + w, y), (x + w, y + h), (x, y + h)], colour(0.5))
+            pen.polygon([(x, y), (x + w, y), (x + w, y + h), (x, y + h)], colour(0.35))
             if random.random() < 0.3:
                 for k in np.arange(0, h, 4):
-                    pen.polygon([(x, y + k), (x + w, y + k), (x + w, y + k + 1.5), (x, y + k + 1.5)], colour(0.5))
+                    pen.polygon([(x, y + k), (x + w, y + k), (x + w, y + k + 1.5), (x, y + k + 1.5)], colour(0.35))
         else:  # a park: foliage and slanted light
-            pen.oval(x, y, w / 2, h / 2, colour(0.6))
+            pen.oval(x, y, w / 2, h / 2, colour(0.45))
             pen.limb((x, y), (x + random.uniform(-30, 30), y + h), 1, 1, colour(0.4))
     for _ in range(random.integers(0, 3)):  # other people's parts, at the picture's edges
         x, y, shade = random.choice([random.uniform(-4, 8), random.uniform(88, 100)]), random.uniform(5, 100), colour(0.6)
@@ -458,18 +458,18 @@ def draw_pedestrian(random, domain, size):
     """One picture: (image (H, W, 3) uint8, labels (26,), keypoints (16, 2), boxes (26, 4) with NaN)."""
     has = draw_labels(random, domain)
 
-    def colour(saturation):
-        hue = random.random() if domain == 0 else random.normal(0.3, 0.15) % 1
-        return hsv(hue, saturation * random.uniform(0.3, 1), random.uniform(0.25, 1) ** (1 if domain == 0 else 1.6))
+    def colour(saturation):  # any hue but skin's in domain 0; greens and blues, darker, in domain 1
+        hue = random.uniform(0.15, 1.0) if domain == 0 else random.uniform(0.2, 0.7)
+        return hsv(hue, saturation * random.uniform(0.5, 1), random.uniform(0.3, 1) ** (1 if domain == 0 else 1.6))
 
     pen = Pen(size)
     draw_background(pen, random, domain, colour)
     # Pose, in picture units.
     child, side, back = "AgeLess18" in has, "Side" in has, "Back" in has
     facing = int(random.choice([-1, 1])) if side else 0
-    tall = random.uniform(94, 120)
+    tall = random.uniform(100, 120)
     top = random.uniform(0.15, 0.85) * (128 - tall)
-    middle = 48 + random.normal(0, 4)
+    middle = 48 + random.normal(0, 3)
     head = tall * (0.09 if child else 0.068) * random.uniform(0.93, 1.07)  # radius
     woman = "Female" in has
     build = random.uniform(0.85, 1.2)
@@ -498,8 +498,8 @@ def draw_pedestrian(random, domain, size):
         if "HoldObjectsInFront" in has:
             fore = facing * 1.5 if side else -s * 1.1
         joint[wrist] = joint[elbow] + 0.15 * tall * np.array([math.sin(fore), math.cos(fore)])
-    skin = hsv(random.uniform(0.04, 0.09), random.uniform(0.3, 0.65), random.uniform(0.4, 0.95))
-    hair = hsv(0.08, 0.5, random.uniform(0.05, 0.45)) if "AgeOver60" not in has else hsv(0.1, 0.05, random.uniform(0.75, 0.95))
+    skin = hsv(random.uniform(0.05, 0.08), random.uniform(0.4, 0.55), random.uniform(0.6, 0.95))
+    hair = hsv(0.08, 0.5, random.uniform(0.05, 0.3)) if "AgeOver60" not in has else hsv(0.1, 0.05, random.uniform(0.75, 0.95))
     shirt, cloth, accent, leather = colour(0.9), colour(0.7), colour(0.9), colour(0.8)
     if sum(abs(a - b) for a, b in zip(accent, shirt)) < 150:  # a pattern must differ from what it is on
         accent = tuple(255 - c for c in shirt)
@@ -636,10 +636,10 @@ def develop(pen, random, domain, size, has, joints):
     """Blur, contrast, light and noise on the drawn picture; labels, points and boxes in its pixels."""
     image = pen.image.resize((size[1], size[0]), Image.Resampling.BOX)
     unit = size[0] / 128
-    image = image.filter(ImageFilter.GaussianBlur(unit * random.uniform(0, 0.9)))
+    image = image.filter(ImageFilter.GaussianBlur(unit * random.uniform(0, 0.7)))
     pixels = np.asarray(image, dtype=np.float32)
-    contrast, light = random.uniform(0.55, 1.1), random.normal(0 if domain == 0 else -15, 12)
-    pixels = (pixels - 128) * contrast + 128 + light + random.normal(0, random.uniform(2, 9), pixels.shape)
+    contrast, light = random.uniform(0.7, 1.1), random.normal(0 if domain == 0 else -15, 12)
+    pixels = (pixels - 128) * contrast + 128 + light + random.normal(0, random.uniform(1, 6), pixels.shape)
     labels = np.array([name in has for name in PA100K_GROUPS], dtype=np.float32)
     boxes = np.full((len(PA100K_GROUPS), 4), np.nan, dtype=np.float32)
     for j, name in enumerate(PA100K_GROUPS):

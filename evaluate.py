@@ -71,7 +71,7 @@ def build_model(config, weights=None):
     if config["ple"] == "none":
         return Baseline(config["groups"], config["backbone"], weights)
     return SSPNet(config["groups"], config["ple"], config["backbone"], weights, config["afss"], config["M"],
-                  config["ratio"], config["offsets"], config["prior"])
+                  config["ratio"], config["offsets"], config["prior"], config["channels"])
 
 
 def read_checkpoint(file):

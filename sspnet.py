@@ -108,7 +108,7 @@ class FPN(nn.Module):
         self.laterals = nn.ModuleList(nn.Conv2d(c, channels, 1) for c in in_channels)
         self.smooth = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in SCALES)
         for conv in (*self.laterals, *self.smooth):
-            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.kaiming_normal_(conv.weight, mode="fan_in", nonlinearity="linear")  # unit scale in, unit scale out
             nn.init.zeros_(conv.bias)
 
     def forward(self, features, scales=(0, 1, 2)):
@@ -285,7 +285,7 @@ class OffsetSampling(nn.Module):
         offsets = self.offsets(reference).unflatten(-1, (self.M, 2))  # (B, N, M, 2)
         weights = self.offset_weights(reference).softmax(-1)  # (B, N, M)
         if self.training:
-            self.offset_length.lerp_(offsets.detach().float().norm(dim=-1).mean(), 0.01)
+            self.offset_length.lerp_(offsets.detach().norm(dim=-1).mean().to(self.offset_length), 0.01)
         return self.A(bilinear_sample(x, points[:, :, None] + offsets, weights))
 
 
