@@ -1,0 +1,304 @@
+"""Datasets, joint transforms and the drawn pedestrians."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.testing import assert_close
+
+import data
+from data import FLIP, PA100K_GROUPS, Pedestrians, Table, flip, load_table, loader, read_keypoints, resize, shift, synthetic
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+ATTRIBUTES = list(PA100K_GROUPS)
+
+
+# ---- PA-100K ----
+
+
+def write_pa100k(folder, images="data", counts=(4, 2, 2), attributes=ATTRIBUTES, change=None):
+    """A few pictures and an annotation.mat in PA-100K's layout; returns what was written."""
+    scipy_io = pytest.importorskip("scipy.io", reason="writing .mat files needs scipy")
+    random = np.random.default_rng(0)
+    (folder / images).mkdir(parents=True)
+    column = lambda names: np.array([[np.array([n])] for n in names] + [[None]], dtype=object)[:-1]
+    mat, truth, number = {"attributes": column(attributes)}, {}, 0
+    for split, count in zip(("train", "val", "test"), counts):
+        names = [f"{number + i + 1:06d}.jpg" for i in range(count)]
+        number += count
+        labels = random.integers(0, 2, (count, len(attributes)), dtype=np.uint8)
+        for name in names:
+            Image.fromarray(random.integers(0, 255, (40, 20, 3), dtype=np.uint8)).save(folder / images / name)
+        mat[f"{split}_images_name"], mat[f"{split}_label"], truth[split] = column(names), labels, (names, labels)
+    if change:
+        change(mat)
+    scipy_io.savemat(folder / "annotation.mat", mat)
+    return truth
+
+
+@pytest.mark.parametrize("images", ["data", "release_data/release_data"])
+def test_pa100k_layouts(tmp_path, images):
+    truth = write_pa100k(tmp_path, images)
+    for split, (names, labels) in truth.items():
+        table = load_table("pa100k", tmp_path, split)
+        assert table.names == names and table.attributes == ATTRIBUTES
+        assert table.groups == list(PA100K_GROUPS.values())
+        assert [p.parent for p in table.images] == [tmp_path / images] * len(names)
+        assert (table.labels == labels).all() and table.labels.dtype == np.float32
+    both = load_table("pa100k", tmp_path, "trainval")
+    assert both.names == truth["train"][0] + truth["val"][0]
+    assert (both.labels == np.concatenate([truth["train"][1], truth["val"][1]])).all()
+
+
+def spoil_label(mat):
+    mat["train_label"][1, 0] = 3
+
+
+def spoil_counts(mat):
+    mat["train_label"] = mat["train_label"][:-1]
+
+
+def spoil_attribute(mat):
+    mat["attributes"][0, 0] = np.array(["Umbrella"])
+
+
+def spoil_split(mat):
+    mat["train_images_name"], mat["train_label"] = np.empty((0, 1), object), np.zeros((0, 26), np.uint8)
+
+
+def spoil_variable(mat):
+    del mat["attributes"]
+
+
+@pytest.mark.parametrize("change, message", [
+    (spoil_label, "label 3 of Female for 000002.jpg, expected 0 or 1"),
+    (spoil_counts, r"train_label is \[3, 26\], expected \[4, 26\]"),
+    (spoil_attribute, "attribute Umbrella is in none of the groups"),
+    (spoil_split, "no images"),
+    (spoil_variable, "has no variable attributes"),
+])
+def test_pa100k_with_a_wrong_annotation(tmp_path, change, message):
+    write_pa100k(tmp_path, change=change)
+    with pytest.raises(ValueError, match=message) as error:
+        load_table("pa100k", tmp_path, "train")
+    assert "annotation.mat" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_pa100k_with_missing_files(tmp_path):
+    write_pa100k(tmp_path)
+    (tmp_path / "data" / "000003.jpg").unlink()
+    with pytest.raises(FileNotFoundError, match=r"000003.jpg: no such image \(1 of 4 are missing\)"):
+        load_table("pa100k", tmp_path, "train")
+    (tmp_path / "annotation.mat").write_bytes((tmp_path / "annotation.mat").read_bytes()[:300])
+    with pytest.raises(ValueError, match="annotation.mat: not a readable .mat file"):
+        load_table("pa100k", tmp_path, "train")
+    with pytest.raises(FileNotFoundError, match="nowhere/annotation.mat: no such file"):
+        load_table("pa100k", tmp_path / "nowhere", "train")
+
+
+def test_unreadable_images_are_named(tmp_path):
+    write_pa100k(tmp_path)
+    table = load_table("pa100k", tmp_path, "train")
+    table.images[1].write_bytes(b"not a picture")
+    with pytest.raises(ValueError, match="000002.jpg: not a readable image"):
+        Pedestrians(table, (32, 24))[1]
+    with pytest.raises(ValueError, match="000002.jpg: not a readable image"):
+        list(loader(table, (32, 24), 4, workers=1))
+
+
+@pytest.mark.skipif(not (SHARED / "pa100k-slice").is_dir(), reason="needs the PA-100K slice beside the project")
+def test_pa100k_slice_is_read_as_scipy_reads_it():
+    mat = pytest.importorskip("scipy.io", reason="reading .mat files needs scipy").loadmat(SHARED / "pa100k-slice" / "annotation.mat")
+    for split, count in (("train", 1200), ("val", 200), ("test", 200)):
+        table = load_table("pa100k", SHARED / "pa100k-slice", split, keypoints=SHARED / "pa100k-slice" / "keypoints.npz")
+        assert len(table.names) == count and (table.labels == mat[f"{split}_label"]).all()
+        assert table.names == [n.item().item() for n in mat[f"{split}_images_name"]]
+        image, labels, keypoints, _ = Pedestrians(table, (128, 96))[count - 1]
+        assert image.shape == (3, 128, 96) and keypoints.shape == (16, 2)
+        # The people fill the crops: the mean head top is in the upper fifth, the ankles in the lower third.
+        share = np.mean([table.keypoints[i, :, 1] / Image.open(table.images[i]).height for i in range(0, count, 10)], 0)
+        assert share[9] < 0.2 and share[0] > 0.67 and share[5] > 0.67
+
+
+# ---- tables and keypoint files ----
+
+
+def table_of(labels, **kw):
+    N, L = labels.shape
+    return Table("t", ATTRIBUTES[:L], list(PA100K_GROUPS.values())[:L], [f"{i}" for i in range(N)],
+                 [np.full((40, 20, 3), i, np.uint8) for i in range(N)], labels.astype(np.float32), **kw)
+
+
+def test_table_refuses_what_does_not_fit():
+    with pytest.raises(ValueError, match="t: no images"):
+        table_of(np.zeros((0, 3)))
+    with pytest.raises(ValueError, match="label -1 of Female for 0"):
+        table_of(np.array([[-1, 0]]))
+    with pytest.raises(ValueError, match="label nan of AgeOver60"):
+        table_of(np.array([[0, np.nan]]))
+    with pytest.raises(ValueError, match="attribute a has group feet"):
+        Table("t", ["a"], ["feet"], ["x"], ["x"], np.zeros((1, 1)))
+
+
+def test_keypoint_file(tmp_path):
+    points = np.random.default_rng(0).random((3, 16, 3)).astype(np.float32)
+    np.savez(tmp_path / "k.npz", names=np.array(["a", "b", "c"]), keypoints=points)
+    assert (read_keypoints(tmp_path / "k.npz", ["c", "a"]) == points[[2, 0], :, :2]).all()
+    with pytest.raises(ValueError, match=r"k.npz: has no keypoints for image d \(1 of 2 are missing\)"):
+        read_keypoints(tmp_path / "k.npz", ["a", "d"])
+    with pytest.raises(FileNotFoundError, match="none.npz"):
+        read_keypoints(tmp_path / "none.npz", ["a"])
+    np.savez(tmp_path / "short.npz", names=np.array(["a"]), keypoints=points)
+    with pytest.raises(ValueError, match=r"short.npz: keypoints are \[3, 16, 3\], expected \[1, 16, 3\]"):
+        read_keypoints(tmp_path / "short.npz", ["a"])
+    points[1, 2] = np.nan
+    np.savez(tmp_path / "nan.npz", names=np.array(["a", "b", "c"]), keypoints=points)
+    with pytest.raises(ValueError, match="keypoints of b are not finite"):
+        read_keypoints(tmp_path / "nan.npz", ["a", "b"])
+    np.savez(tmp_path / "pickled.npz", names=np.array([{"a": 1}], dtype=object), keypoints=points)
+    with pytest.raises(ValueError, match="pickled.npz: not a keypoint file"):
+        read_keypoints(tmp_path / "pickled.npz", ["a"])
+
+
+# ---- joint transforms ----
+
+
+def marked(points, H, W):
+    """An image that is black but for one white pixel at each of the points, one channel per point."""
+    image = torch.zeros(len(points), H, W, dtype=torch.uint8)
+    for k, (x, y) in enumerate(points):
+        image[k, y, x] = 255
+    return image
+
+
+def brightest(image):
+    """The (x, y) of each channel's brightest pixel."""
+    return [divmod(channel.argmax().item(), image.shape[2])[::-1] for channel in image]
+
+
+def sixteen(points):
+    """Three points as the first of 16 keypoints."""
+    return torch.cat([torch.tensor(points, dtype=torch.float32), torch.zeros(13, 2)])
+
+
+def test_flip_moves_points_with_the_image_and_swaps_sides():
+    points = [(3, 5), (10, 7), (0, 0)]  # r-ankle, r-knee, r-hip
+    image, moved = flip(marked(points, 20, 12), sixteen(points))
+    at = brightest(image)
+    for k, left in enumerate((5, 4, 3)):  # what was right is now called left
+        assert moved[left].tolist() == list(at[k])
+    again = flip(*flip(marked(points, 20, 12), sixteen(points)))
+    assert_close(again[0], marked(points, 20, 12))
+    assert_close(again[1], sixteen(points))
+    names = "r_ankle r_knee r_hip l_hip l_knee l_ankle pelvis thorax neck head r_wrist r_elbow r_shoulder l_shoulder l_elbow l_wrist".split()
+    swap = {"r": "l", "l": "r"}
+    assert [names[k] for k in FLIP] == [swap[n[0]] + n[1:] if n[1] == "_" else n for n in names]
+
+
+def test_shift_moves_points_with_the_image():
+    points = [(13, 15), (19, 17), (10, 10)]
+    for dx, dy in ((0, 0), (20, 20), (10, 10), (3, 17)):
+        image, moved = shift(marked(points, 40, 30), sixteen(points), dx, dy)
+        assert image.shape == (3, 40, 30)
+        assert [tuple(p) for p in moved[:3].tolist()] == brightest(image)
+
+
+def test_resize_moves_points_with_the_image():
+    points = [(3, 5), (10, 7), (1, 18)]
+    image, moved = resize(marked(points, 20, 12), sixteen(points), (60, 60))  # x3 and x5: centres stay on centres
+    assert image.shape == (3, 60, 60)
+    for (x, y), (u, v) in zip(points, moved[:3].tolist()):
+        assert (u, v) == (5 * x + 2, 3 * y + 1)
+    assert [tuple(p) for p in moved[:3].tolist()] == brightest(image)
+
+
+# ---- Pedestrians and loaders ----
+
+
+def epoch_of(workers, epoch, seed=0, table=None):
+    batches = loader(table or synthetic("train", count=10), (64, 48), 4, train=True, seed=seed, workers=workers)
+    data.start_epoch(batches, epoch)
+    return [torch.cat([part.flatten().float() for part in batch]) for batch in batches]
+
+
+def test_training_batches_depend_on_seed_and_epoch_alone():
+    table = synthetic("train", count=10)
+    first = epoch_of(0, 3, table=table)
+    for again in (epoch_of(0, 3, table=table), epoch_of(2, 3, table=table)):
+        assert all(torch.equal(a, b) for a, b in zip(first, again))
+    for other in (epoch_of(0, 4, table=table), epoch_of(0, 3, seed=1, table=table)):
+        assert not all(torch.equal(a, b) for a, b in zip(first, other))
+
+
+def test_an_item_has_the_models_shapes_and_normalization():
+    table = table_of(np.zeros((2, 3)))
+    image, labels, keypoints, i = Pedestrians(table, (64, 48))[1]
+    assert image.shape == (3, 64, 48) and labels.shape == (3,) and keypoints.shape == (16, 2) and i == 1
+    expected = [(1 / 255 - m) / s for m, s in zip(data.MEAN, data.STD)]
+    assert_close(image.mean((1, 2)), torch.tensor(expected))
+
+
+# ---- drawn pedestrians ----
+
+
+def test_synthetic_is_deterministic_and_splits_and_domains_differ():
+    first, again = synthetic("val", count=3), synthetic("val", count=3)
+    assert all((a == b).all() for a, b in zip(first.images, again.images))
+    assert (first.labels == again.labels).all() and (first.keypoints == again.keypoints).all()
+    for other in (synthetic("test", count=3), synthetic("val", count=3, domain=1), synthetic("val", count=3, seed=1)):
+        assert not all((a == b).all() for a, b in zip(first.images, other.images))
+    more = synthetic("val", count=5)  # a longer split begins with the shorter one
+    assert all((a == b).all() for a, b in zip(first.images, more.images))
+    both = synthetic("trainval", count=3)
+    assert both.names == synthetic("train", count=3).names + first.names
+    with pytest.raises(ValueError, match="domain 2"):
+        synthetic("train", domain=2)
+
+
+@pytest.mark.parametrize("domain", [0, 1])
+def test_synthetic_labels_boxes_and_keypoints_are_consistent(domain):
+    table = synthetic("train", domain=domain, count=400)
+    has = {a: table.labels[:, j] == 1 for j, a in enumerate(ATTRIBUTES)}
+    for exclusive in (("ShortSleeve", "LongSleeve"), ("Front", "Side", "Back"), ("AgeOver60", "Age18-60", "AgeLess18"),
+                      ("Trousers", "Shorts", "Skirt&Dress")):
+        assert (sum(has[a].astype(int) for a in exclusive) == 1).all()
+    assert all(0.02 < has[a].mean() < 0.95 for a in ATTRIBUTES)
+    boxed = np.isfinite(table.boxes).all(2)
+    assert not (boxed & (table.labels == 0)).any()
+    placeless = {"Female", "AgeOver60", "Age18-60", "AgeLess18", "Front", "Side", "Back"}
+    for j, a in enumerate(ATTRIBUTES):
+        assert boxed[has[a], j].mean() > 0.97 if a not in placeless else not boxed[:, j].any()
+    left, top, right, bottom = table.boxes[boxed].T
+    assert (0 <= left).all() and (left < right).all() and (right <= 96).all() and (0 <= top).all() and (top < bottom).all() and (bottom <= 128).all()
+    y = table.keypoints[:, :, 1]
+    assert (y[:, 9] < y[:, 8]).all() and (y[:, 8] < y[:, 7]).all() and (y[:, 6] < y[:, 0]).all()
+    front, back = has["Front"], has["Back"]
+    x = table.keypoints[:, :, 0]
+    assert (x[front, 12] < x[front, 13]).all() and (x[back, 12] > x[back, 13]).all()  # right shoulder: picture's left in front
+    # Items sit where the joints are: hats at the head top, boots below the knees.
+    hats, boots = ATTRIBUTES.index("Hat"), ATTRIBUTES.index("boots")
+    middle = lambda j: (table.boxes[boxed[:, j], j, 1] + table.boxes[boxed[:, j], j, 3]) / 2
+    assert (np.abs(middle(hats) - y[boxed[:, hats], 9]) < 12).all()
+    assert (middle(boots) > y[boxed[:, boots], 1]).all()
+
+
+def test_synthetic_items_are_visible_in_their_boxes():
+    """Drawing an attribute changes the picture inside its box, and hardly outside: checked on the hat."""
+    j = ATTRIBUTES.index("Hat")
+    table = synthetic("train", count=60)
+    inside = []
+    for i in np.nonzero(table.labels[:, j])[0]:
+        left, top, right, bottom = table.boxes[i, j].astype(int)
+        hat = table.images[i][top:bottom, left:right].reshape(-1, 3).astype(float)
+        skin = table.images[i][bottom + 2 : bottom + 5, (left + right) // 2 - 2 : (left + right) // 2 + 2].reshape(-1, 3)
+        inside.append(np.abs(hat.mean(0) - skin.mean(0)).sum())
+    assert len(inside) >= 3 and np.median(inside) > 30
+
+
+def test_synthetic_size_scales_picture_points_and_boxes():
+    small, large = synthetic("train", count=4), synthetic("train", count=4, size=(256, 192))
+    assert large.images[0].shape == (256, 192, 3) and (small.labels == large.labels).all()
+    assert_close(torch.from_numpy(large.keypoints + 0.5), torch.from_numpy(2 * (small.keypoints + 0.5)), atol=1e-3, rtol=0)
+    assert np.nanmax(np.abs(large.boxes - 2 * small.boxes)) <= 2
