@@ -21,6 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from data import Table, command, loader, read_image, read_keypoints, write_json
 from evaluate import add_data_arguments, load_model, open_table
+from sspnet import enlarge
 
 THRESHOLD = 0.4  # of the map scaled to [0, 1]; the paper gives none, see README.md
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
@@ -64,10 +65,17 @@ def heatmaps(model, images, attributes, keypoints=None, cam=grad_cam_p):
     return logits.detach(), responses
 
 
-def upsample(response, size):
-    """(h, w) response -> (H, W) heat map in [0, 1], bilinear; all zeros where the response is zero or constant."""
-    heat = F.interpolate(response[None, None].float(), size=size, mode="bilinear", align_corners=False)[0, 0]
-    heat = heat - heat.min()
+def heat_map(response, stride, centred, input_size, image_size):
+    """A response map over the image: (h, w) -> (H, W) in [0, 1], all zero where the response is zero or constant.
+
+    Args:
+        stride, centred: of the map in the model's input, see `sspnet.enlarge`.
+        input_size, image_size: (H, W) of the model's input, and of the image that was resized to it.
+    """
+    heat = enlarge(response[None, None].float(), input_size, stride, centred)
+    if tuple(image_size) != tuple(input_size):
+        heat = F.interpolate(heat, size=image_size, mode="bilinear", align_corners=False)
+    heat = heat[0, 0] - heat.min()
     return heat / heat.max().clamp(min=1e-20)
 
 
@@ -192,7 +200,7 @@ def localize(model, table, batches, attributes, cam=grad_cam_p, threshold=THRESH
                 if truth is None and not draw:
                     continue
                 image = read_image(table.images[i]) if image is None else image  # (3, H, W), for its size and the panel
-                heat = upsample(response[b], tuple(image.shape[1:]))
+                heat = heat_map(response[b], model.strides[model.map_of(j)], model.backbone.centred, images.shape[2:], image.shape[1:])
                 box = box_of(heat, threshold)
                 iou = box_iou(box, truth)
                 if truth is not None:

@@ -64,6 +64,9 @@ class Backbone(nn.Module):
         if weights not in (None, "imagenet"):
             load_weights(net, weights)
         self.swin = name.startswith("swin")
+        # Where pixel k of a map of stride s looks: Swin's patches at the middle of image pixels s k .. s k + s - 1,
+        # ResNet's strided convolutions, padded on both sides, at image pixel s k.
+        self.centred = self.swin
         if self.swin:
             stages = [net.features[i : i + 2] for i in range(0, 8, 2)]  # (patch embedding or merging, blocks)
             channels = [stage[1][-1].norm1.normalized_shape[0] for stage in stages]
@@ -100,11 +103,31 @@ def load_weights(net, file):
     net.load_state_dict(state, strict=False)
 
 
-class FPN(nn.Module):
-    """Feature pyramid (Lin et al. 2017): 1x1 laterals on C2..C5, top-down bilinear sums, 3x3 smoothing of P1..P3."""
+def enlarge(x, size, factor, centred):
+    """Bilinear enlargement by a whole factor that leaves everything where the backbone's pixels look.
 
-    def __init__(self, in_channels, channels=256):
+    Args:
+        x: (B, C, h, w).
+        size: (H, W) of the result, h = ceil(H / factor) and w likewise.
+        centred: as `Backbone.centred`. False puts pixel k of x on pixel k * factor of the result and holds the last
+            ones beyond; aligning the edges instead would move C5's content by 14 image pixels on its way to P1.
+    """
+    if centred:
+        return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+    inner = [(n - 1) * factor + 1 for n in x.shape[-2:]]
+    x = F.interpolate(x, size=inner, mode="bilinear", align_corners=True)
+    return F.pad(x, (0, size[1] - inner[1], 0, size[0] - inner[0]), mode="replicate")
+
+
+class FPN(nn.Module):
+    """Feature pyramid (Lin et al. 2017): 1x1 laterals on C2..C5, top-down bilinear sums, 3x3 smoothing of P1..P3.
+
+    `centred`: as `Backbone.centred`.
+    """
+
+    def __init__(self, in_channels, channels=256, centred=False):
         super().__init__()
+        self.centred = centred
         self.laterals = nn.ModuleList(nn.Conv2d(c, channels, 1) for c in in_channels)
         self.smooth = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in SCALES)
         for conv in (*self.laterals, *self.smooth):
@@ -117,7 +140,7 @@ class FPN(nn.Module):
         top = self.laterals[3](features[3])
         for i in range(2, min(scales) - 1, -1):  # P3 = C4 + C5, P2 = C3 + P3, P1 = C2 + P2, each before smoothing
             lateral = self.laterals[i](features[i])
-            top = lateral + F.interpolate(top, size=lateral.shape[-2:], mode="bilinear", align_corners=False)
+            top = lateral + enlarge(top, lateral.shape[-2:], 2, self.centred)
             if i in scales:
                 pyramid[i] = self.smooth[i](top)
         return pyramid
@@ -220,9 +243,9 @@ def prior_region(group, height):
     return min(top, height - 1), max(bottom, top + 1)
 
 
-def image_to_map(points, stride):
-    """(..., 2) points from image pixels to pixels of a map of that stride, pixel centres at whole numbers in both."""
-    return (points + 0.5) / stride - 0.5
+def image_to_map(points, stride, centred=False):
+    """(..., 2) points from image pixels to pixels of a map of that stride; `centred` as `Backbone.centred`."""
+    return (points + 0.5) / stride - 0.5 if centred else points / stride
 
 
 def bilinear_sample(x, points, weights=None):
@@ -379,6 +402,8 @@ class SSPNet(nn.Module):
         offsets, prior: the switches of Tab. 2.
     """
 
+    strides = STRIDES  # of what `features` returns
+
     def __init__(self, attribute_groups, ple="S", backbone="resnet50", weights=None, afss="group", M=3, ratio=0.75,
                  offsets=True, prior=True, channels=256):
         super().__init__()
@@ -386,7 +411,7 @@ class SSPNet(nn.Module):
             if group not in GROUPS:
                 raise ValueError(f"attribute {j} has group {group!r}: expected one of {', '.join(GROUPS)}")
         self.backbone = Backbone(backbone, weights)
-        self.fpn = FPN(self.backbone.out_channels, channels)
+        self.fpn = FPN(self.backbone.out_channels, channels, self.backbone.centred)
         self.afss = AFSS(attribute_groups, afss)
         if ple == "R":
             self.ple = PLE_R(prior)
@@ -421,7 +446,7 @@ class SSPNet(nn.Module):
         for group, head in self.heads.items():
             chosen = [selection[j] for j in self.members[group]]
             for i, scale in enumerate(sorted(set(chosen))):
-                points = None if keypoints is None else image_to_map(keypoints, STRIDES[scale])
+                points = None if keypoints is None else image_to_map(keypoints, STRIDES[scale], self.backbone.centred)
                 out = head(pyramid_pool(self.ple(maps[scale], group, points)))  # (B, attributes of the group)
                 if i == 0:
                     logits.append(out)
@@ -453,6 +478,8 @@ class SSPNet(nn.Module):
 
 class Baseline(nn.Module):
     """Strong Baseline (Jia et al. 2021): global average pooling of C5 and one linear layer; row 1 of Tab. 2 and 3."""
+
+    strides = (32,)
 
     def __init__(self, attribute_groups, backbone="resnet50", weights=None):
         super().__init__()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from localize import box_iou, box_of, chosen_attributes, grad_cam, grad_cam_p, heatmaps, panel, pearson, upsample
+from localize import box_iou, box_of, chosen_attributes, grad_cam, grad_cam_p, heat_map, heatmaps, panel, pearson
 from sspnet import Baseline, SSPNet
 
 GROUPS = ["torso", "head", "all", "bottom", "head"]
@@ -67,11 +67,22 @@ def test_one_forward_of_the_backbone_serves_all_attributes():
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_upsample_scales_to_0_1_and_aligns_pixel_edges():
-    heat = upsample(torch.tensor([[0.0, 2.0], [0.0, 2.0]]), (4, 8))
-    assert heat.min() == 0 and heat.max() == 1
-    assert_close(heat[0], torch.tensor([0, 0, 0.125, 0.375, 0.625, 0.875, 1, 1]))
-    assert upsample(torch.zeros(2, 2), (4, 4)).sum() == 0
+def test_heat_map_lies_where_the_maps_pixels_look():
+    response = torch.tensor([[0.0, 0, 4], [0, 0, 0]])
+    heat = heat_map(response, 4, False, (8, 12), (8, 12))  # pixel k at image pixel 4 k
+    assert heat.max() == 1 and heat[0, 8] == 1
+    assert_close(heat[0], torch.tensor([0, 0, 0, 0, 0, 0.25, 0.5, 0.75, 1, 1, 1, 1]))
+    heat = heat_map(response, 4, True, (8, 12), (8, 12))  # at the middle of pixels 4 k .. 4 k + 3
+    assert_close(heat[0], torch.tensor([0, 0, 0, 0, 0, 0, 0.125, 0.375, 0.625, 0.875, 1, 1]))
+    assert heat_map(torch.zeros(2, 3), 4, False, (8, 12), (16, 30)).sum() == 0
+
+
+def test_heat_map_of_a_resized_image_aligns_edges():
+    response = torch.zeros(4, 4)
+    response[1, 2] = 1
+    heat = heat_map(response, 1, False, (4, 4), (12, 20))  # pixel (2, 1) covers 10..14 x 3..5 of the image
+    y, x = divmod(heat.argmax().item(), 20)
+    assert 10 <= x <= 14 and 3 <= y <= 5
 
 
 def test_eq03_box_is_the_outer_rectangle_of_all_foreground():

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 import sspnet
 from data import PA100K_GROUPS
 from sspnet import (AFSS, FPN, GROUPS, KEYPOINT_GROUPS, PLE_K, PLE_R, PLE_S, Backbone, Baseline, HierarchicalLoss,
-                    OffsetSampling, SSPNet, bilinear_sample, image_to_map, imbalance_weights, label_counts, mean_accuracy,
+                    OffsetSampling, SSPNet, bilinear_sample, enlarge, image_to_map, imbalance_weights, label_counts, mean_accuracy,
                     prior_region, pyramid_pool, weighted_bce)
 
 PA100K = list(PA100K_GROUPS.values())
@@ -66,11 +66,11 @@ def test_bilinear_sample_gradcheck():
 
 
 @pytest.mark.parametrize("stride", [4, 8, 16])
-def test_image_to_map_sends_each_cells_middle_to_its_pixel(stride):
-    # Map pixel k covers image pixels k s .. k s + s - 1, whose middle is at k s + (s - 1) / 2.
-    k = torch.arange(5.0)
-    middle = torch.stack([k * stride + (stride - 1) / 2, k * stride + (stride - 1) / 2], 1)
-    assert_close(image_to_map(middle, stride), torch.stack([k, k], 1))
+def test_image_to_map_sends_where_a_pixel_looks_to_that_pixel(stride):
+    k = torch.arange(5.0).repeat(2, 1).T
+    assert_close(image_to_map(k * stride, stride), k)
+    # Patches: map pixel k covers image pixels k s .. k s + s - 1, whose middle is at k s + (s - 1) / 2.
+    assert_close(image_to_map(k * stride + (stride - 1) / 2, stride, centred=True), k)
 
 
 # ---- Tab. A.11 and A.12 ----
@@ -146,26 +146,53 @@ def test_backbone_weights_file(tmp_path):
         Backbone("vgg")
 
 
-def reference_upsample(x, H, W):
-    """Bilinear resize of (1, C, h, w) by sampling, the map's edge pixels held beyond its edge."""
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_resnets_map_pixels_look_at_image_pixel_stride_times_k(name):
+    """With equal positive weights the gradient of map pixel k is symmetric about where it looks."""
+    backbone = Backbone(name).double().eval()
+    for module in backbone.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.constant_(module.weight, 1 / module.weight[0].numel())
+        if isinstance(module, torch.nn.MaxPool2d):  # ties at equal inputs: the mean has the same window
+            backbone.stages[0][0][3] = torch.nn.AvgPool2d(module.kernel_size, module.stride, module.padding)
+    images = torch.ones(1, 3, 640, 64, dtype=torch.float64, requires_grad=True)
+    for stride, C in zip((4, 8, 16, 32), backbone(images)):
+        k = 320 // stride
+        (gradient,) = torch.autograd.grad(C[0, 0, k, C.shape[3] // 2], images, retain_graph=True)
+        rows = gradient[0].sum((0, 2))
+        assert (rows @ torch.arange(640.0, dtype=torch.float64) / rows.sum()).item() == pytest.approx(stride * k, abs=1e-6)
+
+
+def reference_enlarge(x, H, W, factor, centred):
+    """Each pixel of the result sampled where it lies in x (1, C, h, w), x's edge pixels held beyond its edges."""
     _, C, h, w = x.shape
     out = x.new_zeros(1, C, H, W)
     for i in range(H):
         for j in range(W):
-            y, z = (min(max((i + 0.5) * h / H - 0.5, 0), h - 1), min(max((j + 0.5) * w / W - 0.5, 0), w - 1))
-            out[0, :, i, j] = sample_pixel(x[0], z, y)
+            y, z = ((i + 0.5) / factor - 0.5, (j + 0.5) / factor - 0.5) if centred else (i / factor, j / factor)
+            out[0, :, i, j] = sample_pixel(x[0], min(max(z, 0), w - 1), min(max(y, 0), h - 1))
     return out
 
 
-def test_fpn_matches_the_definition_and_skips_what_is_not_asked_for():
+@pytest.mark.parametrize("centred", [True, False])
+@pytest.mark.parametrize("h, w, factor", [(3, 2, 2), (2, 3, 4), (1, 1, 8)])
+def test_enlarge_matches_loops(h, w, factor, centred):
+    torch.manual_seed(3)
+    x = torch.randn(1, 2, h, w, dtype=torch.float64)
+    for H, W in ((h * factor, w * factor), (h * factor - (0 if centred else factor - 1), w * factor)):
+        assert_close(enlarge(x, (H, W), factor, centred), reference_enlarge(x, H, W, factor, centred))
+
+
+@pytest.mark.parametrize("centred", [True, False])
+def test_fpn_matches_the_definition_and_skips_what_is_not_asked_for(centred):
     torch.manual_seed(4)
-    fpn = FPN([2, 3, 4, 5], channels=6).double()
+    fpn = FPN([2, 3, 4, 5], channels=6, centred=centred).double()
     C = [torch.randn(1, c, 16 // s, 8 // s, dtype=torch.float64) for c, s in zip((2, 3, 4, 5), (1, 2, 4, 8))]
     with torch.no_grad():
         lateral = [conv(c) for conv, c in zip(fpn.laterals, C)]
-        T3 = lateral[2] + reference_upsample(lateral[3], 4, 2)
-        T2 = lateral[1] + reference_upsample(T3, 8, 4)
-        T1 = lateral[0] + reference_upsample(T2, 16, 8)
+        T3 = lateral[2] + reference_enlarge(lateral[3], 4, 2, 2, centred)
+        T2 = lateral[1] + reference_enlarge(T3, 8, 4, 2, centred)
+        T1 = lateral[0] + reference_enlarge(T2, 16, 8, 2, centred)
         expected = [conv(t) for conv, t in zip(fpn.smooth, (T1, T2, T3))]
         for found, wanted in zip(fpn(C), expected):
             assert_close(found, wanted)
