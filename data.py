@@ -14,6 +14,7 @@ import colorsys
 import json
 import math
 import sys
+import time
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torchvision.transforms.v2.functional as VF
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
 from sspnet import GROUPS
 
@@ -199,7 +200,7 @@ def read_image(source):
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(source) as image:
-                return VF.pil_to_tensor(image.convert("RGB"))
+                return VF.pil_to_tensor(ImageOps.exif_transpose(image).convert("RGB"))
     except FileNotFoundError:
         raise FileNotFoundError(f"{source}: no such image") from None
     except Exception as error:  # Pillow raises many kinds for a damaged file
@@ -278,6 +279,16 @@ def command(main):
         line = lines[-1].removeprefix("ValueError: ").removeprefix("FileNotFoundError: ")
         print(f"{Path(sys.argv[0]).name}: {line}", file=sys.stderr)
         sys.exit(2)
+
+
+def show_progress(text, done, total, started):
+    """One line on stderr with the time left: rewritten on a terminal, about twenty times a run in a log file."""
+    left = (time.time() - started) / done * (total - done)
+    line = f"{text}  {left / 60:.1f} min left"
+    if sys.stderr.isatty():
+        print(f"\r{line}\033[K", end="\r", file=sys.stderr, flush=True)
+    elif done % max(1, total // 20) == 0:
+        print(line, file=sys.stderr, flush=True)
 
 
 def write_json(file, value):

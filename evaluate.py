@@ -7,12 +7,13 @@ Also holds what every user of a checkpoint needs: `build_model`, `load_model`, `
 """
 
 import argparse
+import time
 from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 
-from data import command, load_table, loader, write_json
+from data import command, load_table, loader, show_progress, write_json
 from sspnet import GROUPS, SCALES, Baseline, SSPNet, label_counts, mean_accuracy
 
 METRICS = ("mA", "Accu", "Prec", "Rec", "F1")
@@ -54,15 +55,17 @@ def autocast(device, amp):
 
 
 @torch.inference_mode()
-def predict(model, batches, device="cpu", amp=None):
+def predict(model, batches, device="cpu", amp=None, progress=False):
     """Runs the model in evaluation mode over a loader: logits (N, L) and labels (N, L), in the loader's order."""
     model.eval()
-    logits, labels = [], []
-    for images, truth, keypoints, _ in batches:
+    logits, labels, started = [], [], time.time()
+    for step, (images, truth, keypoints, _) in enumerate(batches):
         images = images.to(device, non_blocking=True).to(memory_format=torch.channels_last)
         with autocast(device, amp):
             logits.append(model(images, keypoints.to(device, non_blocking=True)).float())
         labels.append(truth)
+        if progress:
+            show_progress(f"batch {step + 1}/{len(batches)}", step + 1, len(batches), started)
     return torch.cat(logits).cpu(), torch.cat(labels)
 
 
@@ -168,7 +171,7 @@ def main():
     table = open_table(args, config)
     batches = loader(table, config["size"], args.batch_size, workers=args.workers, device=args.device)
     scales = [SCALES[s] for s in model.afss.scales()] if isinstance(model, SSPNet) else None
-    result, lines = report(table, *predict(model, batches, args.device), scales)
+    result, lines = report(table, *predict(model, batches, args.device, progress=True), scales)
     print("\n".join(lines))
     if args.json:
         write_json(args.json, {"checkpoint": args.checkpoint, "ple": config["ple"], **result})

@@ -10,7 +10,6 @@
 """
 
 import argparse
-import sys
 import time
 from pathlib import Path
 
@@ -19,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 
-from data import Table, command, loader, read_image, read_keypoints, write_json
+from data import Table, command, loader, read_image, read_keypoints, show_progress, write_json
 from evaluate import add_data_arguments, load_model, open_table
 from sspnet import enlarge
 
@@ -169,8 +168,7 @@ def chosen_attributes(names, attributes):
     return sorted(index[name.lower()] for name in names) if names else list(range(len(attributes)))
 
 
-def localize(model, table, batches, attributes, cam=grad_cam_p, threshold=THRESHOLD, device="cpu", panels=0, save_panel=None,
-             progress=None):
+def localize(model, table, batches, attributes, cam=grad_cam_p, threshold=THRESHOLD, device="cpu", panels=0, save_panel=None):
     """Boxes of a table's images, held against its own where it has them.
 
     Args:
@@ -178,10 +176,10 @@ def localize(model, table, batches, attributes, cam=grad_cam_p, threshold=THRESH
         panels, save_panel: for the first `panels` images, save_panel(i, panel of the attributes that are predicted
             or, where `attributes` are fewer than all, of those) is called.
     Returns:
-        probabilities (N, L), and {attribute index: [(image, iou, probability), ...]} over the images that have a
+        Probabilities (N, L), and {attribute index: [(image, iou, probability), ...]} over the images that have a
         true box of the attribute.
     """
-    probabilities, pairs = [], {j: [] for j in attributes}
+    probabilities, pairs, started = [], {j: [] for j in attributes}, time.time()
     for images, _, keypoints, index in batches:
         indices = index.tolist()
         wanted = [j for j in attributes if table.boxes is not None and np.isfinite(table.boxes[indices, j, 0]).any()]
@@ -211,8 +209,7 @@ def localize(model, table, batches, attributes, cam=grad_cam_p, threshold=THRESH
             if i < panels:
                 image = read_image(table.images[i]) if image is None else image
                 save_panel(i, panel(image.permute(1, 2, 0).numpy(), tiles))
-        if progress:
-            progress(indices[-1] + 1)
+        show_progress(f"{indices[-1] + 1}/{len(table.names)} images", indices[-1] + 1, len(table.names), started)
     return torch.cat(probabilities), pairs
 
 
@@ -252,17 +249,15 @@ def main():
     out = Path(args.out or Path(args.checkpoint).parent / "panels")
     if panels:
         out.mkdir(parents=True, exist_ok=True)
-    started = time.time()
+    stems = [Path(name).stem for name in table.names]
 
-    def progress(done):
-        if sys.stderr.isatty():
-            left = (time.time() - started) / done * (len(table.names) - done)
-            print(f"\r{done}/{len(table.names)} images  {left / 60:.1f} min left\033[K", end="\r", file=sys.stderr, flush=True)
+    def save_panel(i, picture):
+        picture.save(out / (f"{stems[i]}.png" if stems.count(stems[i]) == 1 else f"{i}-{stems[i]}.png"))
 
     batches = loader(table, config["size"], args.batch_size, workers=args.workers, device=args.device)
     probabilities, pairs = localize(
         model, table, batches, attributes, grad_cam if args.cam == "grad-cam" else grad_cam_p, args.threshold, args.device,
-        panels, lambda i, picture: picture.save(out / f"{Path(table.names[i]).stem}.png"), progress)
+        panels, save_panel)
     result = {"checkpoint": args.checkpoint, "ple": config["ple"], "cam": args.cam, "threshold": args.threshold}
     if args.paths:
         result["images"] = {}

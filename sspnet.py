@@ -260,11 +260,11 @@ def bilinear_sample(x, points, weights=None):
     """
     B, C, H, W = x.shape
     corner = points.detach().floor()  # (B, N, M, 2), the pixel above and to the left of each point
+    left, top = corner.unbind(-1)  # (B, N, M)
     fx, fy = (points - corner).unbind(-1)  # (B, N, M)
     rows, shares = [], []
-    for dy, share_y in ((0, 1 - fy), (1, fy)):
-        for dx, share_x in ((0, 1 - fx), (1, fx)):
-            column, row = (corner + corner.new_tensor([dx, dy])).unbind(-1)
+    for row, share_y in ((top, 1 - fy), (top + 1, fy)):
+        for column, share_x in ((left, 1 - fx), (left + 1, fx)):
             inside = (column >= 0) & (column < W) & (row >= 0) & (row < H)
             share = torch.where(inside, share_x * share_y, 0)
             rows.append(torch.where(inside, row * W + column, 0).long())
@@ -363,17 +363,17 @@ class PLE_S(nn.Module):
         self.ratio, self.prior = ratio, prior
         self.sample = OffsetSampling(channels, M) if offsets else PointSampling()
 
-    def points(self, group, height, width):
+    def points(self, group, height, width, device=None):
         """The grid on a map of this size: (rows, columns, 2), evenly spaced, symmetric within the region."""
         top, bottom = prior_region(group if self.prior else "all", height)
         rows, columns = (max(1, round(n * math.sqrt(self.ratio))) for n in (bottom - top, width))
-        y = top + (torch.arange(rows) + 0.5) * (bottom - top) / rows - 0.5
-        x = (torch.arange(columns) + 0.5) * width / columns - 0.5
+        y = top + (torch.arange(rows, device=device) + 0.5) * (bottom - top) / rows - 0.5
+        x = (torch.arange(columns, device=device) + 0.5) * width / columns - 0.5
         return torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
 
     def forward(self, x, group, keypoints=None):
         """x (B, C, H, W) -> (B, C, rows, columns)."""
-        grid = self.points(group, *x.shape[2:]).to(x.device)
+        grid = self.points(group, *x.shape[2:], x.device)
         points = grid.flatten(0, 1).expand(len(x), -1, 2)  # (B, N, 2)
         return self.sample(x, points).transpose(1, 2).unflatten(2, grid.shape[:2])
 

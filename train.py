@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch.optim.swa_utils import AveragedModel
 
-from data import command, loader, start_epoch
+from data import command, loader, show_progress, start_epoch
 from evaluate import METRICS, autocast, build_model, group_means, metrics, open_dataset, predict, read_checkpoint
 from sspnet import GROUPS, SCALES, Backbone, HierarchicalLoss, SSPNet
 
@@ -45,7 +45,8 @@ SYNTHETIC_RECIPE = {
 WEIGHT_DECAY = 5e-4
 GRADIENT_NORM = 10
 EMA_DECAY = 0.9998
-OFFSET_LR = 0.1  # of the learning rate, for the layer that predicts offsets: at the full rate points leave the map
+OFFSET_LR = 0.1  # of the learning rate, for the layers that predict offsets and their weights: at the full rate points
+# leave the map and one weight takes all
 
 
 def parse_arguments(argv=None):
@@ -114,8 +115,9 @@ class Training:
         self.ema = AveragedModel(self.model, multi_avg_fn=self.average, use_buffers=True)
         self.steps = self.epoch = 0
         self.best, self.rows = -1.0, []
-        offsets = [p for name, p in self.model.named_parameters() if ".offsets." in name]
-        others = [p for name, p in self.model.named_parameters() if ".offsets." not in name]
+        slow = (".offsets.", ".offset_weights.")
+        offsets = [p for name, p in self.model.named_parameters() if any(part in name for part in slow)]
+        others = [p for name, p in self.model.named_parameters() if not any(part in name for part in slow)]
         groups = [{"params": others, "lr": args.lr}, {"params": offsets, "lr": args.lr * OFFSET_LR}]
         groups = [group for group in groups if group["params"]]
         self.optimizer = torch.optim.Adam(groups, weight_decay=WEIGHT_DECAY)
@@ -140,8 +142,10 @@ class Training:
     def average(self, averaged, current, _):
         """EMA of weights and batch-norm statistics, its decay warmed up so that short runs forget their start."""
         decay = min(EMA_DECAY, (1 + self.steps) / (10 + self.steps))
-        for a, c in zip(averaged, current):
-            a.lerp_(c, 1 - decay) if a.is_floating_point() else a.copy_(c)
+        if averaged[0].is_floating_point():  # one kind of tensor a call
+            torch._foreach_lerp_(averaged, current, 1 - decay)
+        else:
+            torch._foreach_copy_(averaged, current)
 
     def state(self):
         parts = ("model", "optimizer", "schedule", "scaler")
@@ -170,8 +174,8 @@ def save(file, value):
     os.replace(temporary, file)
 
 
-def train_epoch(run, batches, args, progress):
-    """One epoch; returns the mean loss."""
+def train_epoch(run, batches, args, clock):
+    """One epoch; returns the mean loss. `clock`: when the training, or its resumption, began, and at which epoch."""
     run.model.train()
     afss = run.model.afss if isinstance(run.model, SSPNet) else None
     if afss and args.freeze and run.epoch >= args.freeze:
@@ -196,21 +200,10 @@ def train_epoch(run, batches, args, progress):
         if afss and afss.live:
             afss.update(logits.detach(), labels)
         total += loss.detach()
-        progress(step + 1)
+        started, first = clock
+        done, whole = ((e - first) * len(batches) for e in (run.epoch, args.epochs))
+        show_progress(f"epoch {run.epoch + 1}/{args.epochs}  step {step + 1}/{len(batches)}", done + step + 1, whole, started)
     return total.item() / len(batches)
-
-
-def show_progress(run, args, steps, started, first_epoch):
-    """A function that rewrites one line with the epoch, the step and the time left."""
-    def progress(step):
-        done = (run.epoch - first_epoch) * steps + step
-        left = (time.time() - started) / done * (args.epochs * steps - first_epoch * steps - done)
-        line = f"epoch {run.epoch + 1}/{args.epochs}  step {step}/{steps}  {left / 60:.1f} min left"
-        if sys.stderr.isatty():
-            print(f"\r{line}\033[K", end="\r" if step == steps else "", file=sys.stderr, flush=True)
-        elif step % max(1, steps // 4) == 0:  # in a log file, a few lines an epoch
-            print(line, file=sys.stderr, flush=True)
-    return progress
 
 
 def log_row(run, config, loss, validation, scale_mA, seconds):
@@ -281,10 +274,10 @@ def main(argv=None):
     print(f"{table.name}: {len(table.names)} images, {len(table.attributes)} attributes; "
           f"{'baseline' if args.ple == 'none' else 'SSPNet-' + args.ple}, {args.backbone}, {args.size[0]}x{args.size[1]}, "
           f"{args.epochs} epochs of {len(batches)} steps, {args.device}, to {args.out}", flush=True)
-    started, first = time.time(), run.epoch
+    clock = time.time(), run.epoch
     try:
         while run.epoch < args.epochs:
-            one_epoch(run, batches, val_batches, args, config, show_progress(run, args, len(batches), started, first))
+            one_epoch(run, batches, val_batches, args, config, clock)
     except KeyboardInterrupt:
         kept = f"epoch {run.epoch} is in {last}; the same command with --resume goes on" if last.exists() else "no epoch was finished"
         print(f"\ninterrupted: {kept}", file=sys.stderr)
@@ -292,10 +285,10 @@ def main(argv=None):
     print(f"done: {args.out / 'best.pt'}" + (f", val mA {run.best:.2f}" if validation else ""))
 
 
-def one_epoch(run, batches, val_batches, args, config, progress):
+def one_epoch(run, batches, val_batches, args, config, clock):
     """Trains an epoch, lets AFSS choose, validates the averaged weights, writes log and checkpoints."""
     began = time.time()
-    loss = train_epoch(run, batches, args, progress)
+    loss = train_epoch(run, batches, args, clock)
     if loss != loss or loss in (float("inf"), -float("inf")):
         raise ValueError(f"epoch {run.epoch + 1}: the loss is {loss}, expected a finite number; lower --lr")
     scale_mA, averaged, result = None, run.ema.module, None

@@ -132,7 +132,8 @@ def test_the_offset_predictor_learns_at_a_tenth_of_the_rate():
     run = train.Training(args, config, torch.tensor([0.5]), 3)
     rate = {id(p): group["lr"] for group in run.optimizer.param_groups for p in group["params"]}
     assert rate[id(run.model.ple.sample.offsets.weight)] == pytest.approx(0.001)
-    assert rate[id(run.model.ple.sample.offset_weights.weight)] == pytest.approx(0.01)
+    assert rate[id(run.model.ple.sample.offset_weights.bias)] == pytest.approx(0.001)
+    assert rate[id(run.model.ple.sample.A.weight)] == pytest.approx(0.01)
     assert len(rate) == len(list(run.model.parameters()))
 
 
@@ -185,7 +186,7 @@ def test_localize_plain_pictures(trained, tmp_path):
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert len(lines) == 4 and all("Hat 0." in line and "boots 0." in line for line in lines[:3])
-    assert sorted(f.name for f in (tmp_path / "p").iterdir()) == ["0.png", "1.png"]
+    assert sorted(f.name for f in (tmp_path / "p").iterdir()) == ["0-0.png", "1.png", "2-0.png"]
     done = command("localize.py", trained["K"], tmp_path / "0.png")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "PLE-K needs keypoints" in done.stderr
 
