@@ -22,7 +22,7 @@ from data import Table, command, loader, read_image, read_keypoints, show_progre
 from evaluate import add_data_arguments, load_model, open_table
 from sspnet import enlarge
 
-THRESHOLD = 0.4  # of the map scaled to [0, 1]; the paper gives none, see README.md
+THRESHOLD = 0.2  # of the map scaled to [0, 1]; the paper gives none, see README.md
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 
