@@ -125,22 +125,23 @@ def open_table(args, config):
     if chosen["dataset"] != config["dataset"]:  # another dataset's files are not to be found at the trained one's place
         chosen.update(data=args.data, keypoints=args.keypoints)
     domain = config["domain"] if args.domain is None else args.domain
-    table = open_dataset(**chosen, split=args.split, size=config["size"], domain=domain, images=args.images)
+    table = open_dataset(config["ple"], **chosen, split=args.split, size=config["size"], domain=domain, images=args.images)
     if table.attributes != config["attributes"]:
         raise ValueError(f"{table.name}: its {len(table.attributes)} attributes are not the {len(config['attributes'])} "
                          f"of {args.checkpoint}, which was trained on {config['dataset']}")
-    if config["ple"] == "K" and table.keypoints is None:
-        raise ValueError(f"{table.name}: PLE-K needs keypoints, give --keypoints FILE")
     return table
 
 
-def open_dataset(dataset, data, keypoints, split, size, domain=0, images=None):
+def open_dataset(ple, dataset, data, keypoints, split, size, domain=0, images=None):
     """`load_table` with the arguments that train.py and a checkpoint's config share."""
     if dataset != "synthetic" and data is None:
         raise ValueError(f"dataset {dataset}: give its folder with --data")
     if dataset == "synthetic" and data is not None:
         raise ValueError(f"--data {data}: the synthetic set is drawn, give --dataset pa100k to read a folder")
-    return load_table(dataset, data, split, keypoints, {"size": size, "domain": domain, "count": images})
+    table = load_table(dataset, data, split, keypoints, {"size": size, "domain": domain, "count": images})
+    if ple == "K" and table.keypoints is None:
+        raise ValueError(f"{table.name}: PLE-K needs keypoints, give --keypoints FILE")
+    return table
 
 
 def report(table, logits, labels, scales=None):

@@ -93,7 +93,10 @@ class Backbone(nn.Module):
 
 def load_weights(net, file):
     """Loads a state dict file into a torchvision model, the classifier (`fc.`, `head.`) excepted."""
-    state = torch.load(file, map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # the zip reader and the restricted unpickler raise many kinds
+        raise ValueError(f"{file}: not a readable state dict ({str(error).strip().splitlines()[0]})") from None
     state = {k: v for k, v in state.items() if not k.startswith(("fc.", "head."))}
     expected = {k: v for k, v in net.state_dict().items() if not k.startswith(("fc.", "head."))}
     for key, value in expected.items():

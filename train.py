@@ -257,11 +257,9 @@ def main(argv=None):
             raise ValueError(f"{last}: was trained with {k} {checkpoint['config'].get(k)}, not {config[k]}: resume with its own arguments")
     elif last.exists():
         raise ValueError(f"{last}: a training is here already: give --resume to go on with it, or another --out")
-    source = {k: config[k] for k in ("dataset", "data", "keypoints", "size", "domain", "images")}
+    source = {k: config[k] for k in ("ple", "dataset", "data", "keypoints", "size", "domain", "images")}
     table = open_dataset(**source, split=args.train_split)
     validation = open_dataset(**source, split="val") if args.train_split == "train" else None
-    if args.ple == "K" and table.keypoints is None:
-        raise ValueError(f"{table.name}: PLE-K needs keypoints, give --keypoints FILE")
     if len(table.names) < 2:
         raise ValueError(f"{table.name}: {len(table.names)} image, expected at least 2 to train on")
     config.update(attributes=table.attributes, groups=table.groups)
@@ -305,8 +303,7 @@ def one_epoch(run, batches, val_batches, args, config, clock):
     run.rows.append(log_row(run, config, loss, result, scale_mA, time.time() - began))
     run.epoch += 1
     print(describe(run.rows[-1]), flush=True)
-    better = result is None or result["mA"] > run.best
-    if better:
+    if result is None or not result["mA"] <= run.best:  # an undefined mA keeps the latest
         run.best = result["mA"] if result else run.best
         save(args.out / "best.pt", {"config": config, "ema": averaged.state_dict(), "epoch": run.epoch})
     save(args.out / "last.pt", {"config": config, **run.state()})

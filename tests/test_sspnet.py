@@ -142,6 +142,9 @@ def test_backbone_weights_file(tmp_path):
     assert_close(backbone.stages[3][1].conv2.weight, net.layer4[1].conv2.weight)
     with pytest.raises(ValueError, match=r"w\.pt: layer1.0.conv1.weight is \[64, 64, 3, 3\], expected \[64, 64, 1, 1\]"):
         Backbone("resnet50", tmp_path / "w.pt")
+    (tmp_path / "bad.pt").write_bytes(b"not weights")
+    with pytest.raises(ValueError, match="bad.pt: not a readable state dict"):
+        Backbone("resnet18", tmp_path / "bad.pt")
     with pytest.raises(ValueError, match="backbone 'vgg'"):
         Backbone("vgg")
 
