@@ -55,13 +55,13 @@ def heatmaps(model, images, attributes, keypoints=None, cam=grad_cam_p):
         maps = model.features(images)
     maps = [None if m is None else m.detach().requires_grad_() for m in maps]
     with torch.enable_grad():
-        logits = model.classify(maps, keypoints)
+        logits = model.attribute_logits(maps, keypoints)
     responses = []
     for attribute in attributes:
         A = maps[model.map_of(attribute)]
-        (gradients,) = torch.autograd.grad(logits[:, attribute].sum(), A, retain_graph=True)
+        (gradients,) = torch.autograd.grad(logits[attribute].sum(), A, retain_graph=True)
         responses.append(cam(A.detach(), gradients))
-    return logits.detach(), responses
+    return torch.stack(logits, 1).detach(), responses
 
 
 def heat_map(response, stride, centred, input_size, image_size):

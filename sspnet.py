@@ -436,8 +436,8 @@ class SSPNet(nn.Module):
         """(B, 3, H, W) -> [P1, P2, P3]; None for a scale that no attribute uses (or that is not in `scales`)."""
         return self.fpn(self.backbone(images), set(self.afss.scales()) if scales is None else scales)
 
-    def classify(self, maps, keypoints=None, selection=None):
-        """The logits (B, L) from the pyramid.
+    def group_logits(self, maps, keypoints=None, selection=None):
+        """The logits of each group's attributes from the pyramid: a list of (B, n), in the order of `heads`.
 
         Args:
             maps: [P1, P2, P3] of `features`.
@@ -455,7 +455,16 @@ class SSPNet(nn.Module):
                     logits.append(out)
                 else:  # AFSS*: the group's attributes are on several scales
                     logits[-1] = torch.where(torch.tensor(chosen, device=out.device) == scale, out, logits[-1])
-        return torch.cat(logits, 1).index_select(1, self.order)
+        return logits
+
+    def classify(self, maps, keypoints=None, selection=None):
+        """The logits (B, L) in the dataset's order; arguments as for `group_logits`."""
+        return torch.cat(self.group_logits(maps, keypoints, selection), 1).index_select(1, self.order)
+
+    def attribute_logits(self, maps, keypoints=None):
+        """L logits (B,), each of which depends on its own group's part of the maps alone: cheap to differentiate."""
+        logits = [column for group in self.group_logits(maps, keypoints) for column in group.unbind(1)]
+        return [logits[j] for j in self.order.tolist()]
 
     def forward(self, images, keypoints=None):
         """Images (B, 3, H, W), and keypoints (B, 16, 2) in image pixels for PLE-K.
@@ -496,6 +505,10 @@ class Baseline(nn.Module):
     def classify(self, maps, keypoints=None):
         """[C5] -> logits (B, L)."""
         return self.head(maps[0].mean((2, 3)))
+
+    def attribute_logits(self, maps, keypoints=None):
+        """L logits (B,), to be differentiated one by one."""
+        return list(self.classify(maps).unbind(1))
 
     def forward(self, images, keypoints=None):
         """(B, 3, H, W) -> logits, (1, B, L) in training and (B, L) in evaluation, as `SSPNet` does."""
