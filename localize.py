@@ -239,7 +239,7 @@ def main():
     add("--panels", type=int, help="how many images to draw panels of; default 20, all of the named pictures")
     add("--out", help="folder for the panels; default: panels/ beside the checkpoint")
     add("--json", help="write the result to this file as well")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()  # options may stand before the paths
     if not 0 < args.threshold <= 1:
         parser.error(f"--threshold {args.threshold}: expected more than 0, at most 1")
     model, config = load_model(args.checkpoint, args.device)

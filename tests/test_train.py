@@ -212,6 +212,8 @@ def test_localize_plain_pictures(trained, tmp_path):
     lines = done.stdout.splitlines()
     assert len(lines) == 4 and all("Hat 0." in line and "boots 0." in line for line in lines[:3])
     assert sorted(f.name for f in (tmp_path / "p").iterdir()) == ["0-0.png", "1.png", "2-0.png"]
+    done = command("localize.py", trained["S"], "--panels", 0, tmp_path / "1.png", tmp_path / "0.png")  # options first
+    assert done.returncode == 0 and len(done.stdout.splitlines()) == 2, done.stderr
     done = command("localize.py", trained["K"], tmp_path / "0.png")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "PLE-K needs keypoints" in done.stderr
 
