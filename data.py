@@ -126,12 +126,12 @@ def pa100k(folder, split):
 
 def read_mat(file, expected):
     """A MATLAB file's variables, which must include `expected`."""
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"{file}: no such file")
     try:
         from scipy.io import loadmat  # only .mat files need scipy, as in torchvision's own .mat datasets
     except ImportError:
         raise ValueError(f"{file}: reading a .mat file needs scipy: pip install scipy") from None
-    if not Path(file).is_file():
-        raise FileNotFoundError(f"{file}: no such file")
     try:
         mat = loadmat(file)
     except Exception as error:  # scipy raises many kinds for a damaged file

@@ -1,5 +1,6 @@
 """Datasets, joint transforms and the drawn pedestrians."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +97,13 @@ def test_pa100k_with_missing_files(tmp_path):
         load_table("pa100k", tmp_path, "train")
     with pytest.raises(FileNotFoundError, match="nowhere/annotation.mat: no such file"):
         load_table("pa100k", tmp_path / "nowhere", "train")
+
+
+def test_without_scipy_a_mat_file_names_the_install_command(tmp_path, monkeypatch):
+    (tmp_path / "annotation.mat").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "scipy.io", None)
+    with pytest.raises(ValueError, match="annotation.mat: reading a .mat file needs scipy: pip install scipy"):
+        load_table("pa100k", tmp_path, "train")
 
 
 def test_unreadable_images_are_named(tmp_path):
