@@ -1,30 +1,44 @@
 """Pedestrians with attributes: datasets in one common form, and what turns them into batches.
 
     Table                every dataset's common form: images, labels, attributes, groups, keypoints, boxes
-    synthetic            drawn pedestrians, no download, with keypoints and a box for every drawn attribute
-    pa100k               PA-100K in its published layout, with the groups of Tab. A.11
-    read_keypoints       a keypoint file (names, keypoints N x 16 x 3) for PLE-K
+    load_table           a split of any dataset, by name
+    pa100k, rap1, peta, upar, pcs, csv_table    the readers, each in the layout in which its dataset is published
+    SHARED, PCS_SHARED   which attributes of two datasets mean the same (Tab. 7-10)
+    SimCC                the pose network that finds PLE-K's keypoints, and torchvision's Keypoint R-CNN in its place
     Pedestrians          the torch Dataset: joint transforms of image and keypoints
+    synthetic            drawn pedestrians, no download, with keypoints and a box for every drawn attribute
+
+    python data.py keypoints --dataset pa100k --data FOLDER --weights FILE --out keypoints.npz
+    python data.py average --dataset pa100k --data FOLDER --out average.png       (Fig. A.9a)
 
 Points and boxes are in image pixels: points (x, y) with pixel centres at whole numbers, boxes (left, top, right,
 bottom) half-open, so that right - left is the width.
 """
 
+import argparse
+import codecs
+import collections
 import colorsys
+import csv
 import json
 import math
+import os
+import pickle
 import sys
 import time
 import warnings
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
 import torch
+import torchvision
 import torchvision.transforms.v2.functional as VF
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
+from torch import nn
 
-from sspnet import GROUPS
+from sspnet import GROUPS, load_weights
 
 # Tab. A.11, under the attribute names of PA-100K's annotation file and in its order.
 PA100K_GROUPS = {
@@ -35,6 +49,58 @@ PA100K_GROUPS = {
     "LowerPattern": "bottom", "LongCoat": "all", "Trousers": "bottom", "Shorts": "bottom", "Skirt&Dress": "all",
     "boots": "bottom",
 }
+# The other datasets' groups, by analogy. A name may be a pattern; the first that fits counts.
+RAP1_GROUPS = {
+    "hs-*": "head", "ub-*": "torso", "attach*-Backpack": "torso", "lb-Dress": "all", "lb-*": "bottom", "shoes-*": "bottom",
+    "Female": "all", "Age*": "all", "Body*": "all", "Customer": "all", "Clerk": "all", "attach*-*": "all", "action-*": "all",
+}
+PETA_GROUPS = {
+    "accessory*": "head", "hair*": "head", "upperBody*": "torso", "carryingBackpack": "torso", "lowerBody*": "bottom",
+    "footwear*": "bottom", "personal*": "all", "carrying*": "all",
+}
+UPAR_GROUPS = {
+    "Hair-*": "head", "Accessory-Hat": "head", "Accessory-Glasses-*": "head", "UpperBody-*": "torso", "Accessory-Backpack": "torso",
+    "LowerBody-*Skirt&Dress": "all", "LowerBody-*": "bottom", "Age-*": "all", "Gender-*": "all", "Accessory-Bag": "all",
+}
+# PCS: a class of the masks is an attribute. Not among them: null, skin and hair, which are on everybody.
+PCS_TABLE_10 = ("Hat", "Boots", "Glasses", "Skirt", "Jeans", "Dress", "Shorts", "Sunglasses", "T-shirt")
+PCS_GROUPS = {name.capitalize(): group for group, names in {
+    "head": "hat glasses sunglasses earrings",
+    "torso": "t-shirt shirt blouse sweater sweatshirt hoodie jumper cardigan vest top jacket blazer cape bra scarf tie necklace belt",
+    "bottom": "skirt jeans pants shorts leggings tights stockings socks panties boots shoes sandals loafers heels pumps flats "
+              "wedges clogs sneakers",
+    "all": "dress coat suit romper bodysuit swimwear intimate bag purse wallet accessories bracelet ring gloves watch",
+}.items() for name in names.split()}
+# Attributes of two datasets that mean the same (Tab. 7-9), "|" for either of two. PETA has no boots among its 35, and its
+# personalMale is Female's opposite.
+SHARED = {
+    "Boots": {"pa100k": "boots", "rap1": "shoes-Boots"},
+    "Hat": {"pa100k": "Hat", "rap1": "hs-Hat", "peta": "accessoryHat", "upar": "Accessory-Hat"},
+    "HandBag": {"pa100k": "HandBag", "rap1": "attach-HandBag"},
+    "Glasses": {"pa100k": "Glasses", "rap1": "hs-Glasses", "upar": "Accessory-Glasses-Normal|Accessory-Glasses-Sun"},
+    "Sunglasses": {"peta": "accessorySunglasses", "upar": "Accessory-Glasses-Sun"},
+    "Backpack": {"pa100k": "Backpack", "rap1": "attach-Backpack", "peta": "carryingBackpack", "upar": "Accessory-Backpack"},
+    "ShortSleeve": {"pa100k": "ShortSleeve", "rap1": "ub-ShortSleeve", "peta": "upperBodyShortSleeve"},
+    "BaldHead": {"rap1": "hs-BaldHead", "upar": "Hair-Length-Bald"},
+    "LongHair": {"rap1": "hs-LongHair", "peta": "hairLong", "upar": "Hair-Length-Long"},
+    "Female": {"pa100k": "Female", "rap1": "Female", "upar": "Gender-Female"},
+}
+# What stands in for a PCS class in a model of another dataset (Tab. 10): the nearest attribute that covers the thing.
+PCS_SHARED = {
+    "Hat": {"pcs": "Hat", "pa100k": "Hat", "rap1": "hs-Hat", "peta": "accessoryHat", "upar": "Accessory-Hat"},
+    "Boots": {"pcs": "Boots", "pa100k": "boots", "rap1": "shoes-Boots"},
+    "Glasses": {"pcs": "Glasses", "pa100k": "Glasses", "rap1": "hs-Glasses", "upar": "Accessory-Glasses-Normal"},
+    "Skirt": {"pcs": "Skirt", "pa100k": "Skirt&Dress", "rap1": "lb-Skirt|lb-ShortSkirt", "peta": "lowerBodyShortSkirt",
+              "upar": "LowerBody-Type-Skirt&Dress"},
+    "Jeans": {"pcs": "Jeans", "pa100k": "Trousers", "rap1": "lb-Jeans", "peta": "lowerBodyJeans", "upar": "LowerBody-Type-Trousers&Jeans"},
+    "Dress": {"pcs": "Dress", "pa100k": "Skirt&Dress", "rap1": "lb-Dress", "upar": "LowerBody-Type-Skirt&Dress"},
+    "Shorts": {"pcs": "Shorts", "pa100k": "Shorts", "peta": "lowerBodyShorts"},
+    "Sunglasses": {"pcs": "Sunglasses", "pa100k": "Glasses", "rap1": "hs-Glasses", "peta": "accessorySunglasses", "upar": "Accessory-Glasses-Sun"},
+    "T-shirt": {"pcs": "T-shirt", "pa100k": "ShortSleeve", "rap1": "ub-TShirt", "peta": "upperBodyTshirt"},
+}
+DATASETS = ("synthetic", "pa100k", "rap1", "peta", "upar", "pcs", "csv")
+PARTS = {"train": ("train",), "val": ("val",), "test": ("test",), "trainval": ("train", "val"), "all": ("train", "val", "test")}
+WITHOUT_VALIDATION = ("rap1", "pcs")  # their "trainval" is "train"
 FLIP = [5, 4, 3, 2, 1, 0, 6, 7, 8, 9, 15, 14, 13, 12, 11, 10]  # MPII's left and right exchanged
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # ImageNet's, which the backbones' weights expect
 
@@ -78,54 +144,93 @@ class Table:
                 raise ValueError(f"{self.name}: attribute {attribute} has group {group}, expected one of {GROUPS}")
 
 
-def load_table(dataset, data, split, keypoints=None, synthetic_options=None):
-    """The `Table` of a split: "train", "val", "test" or "trainval".
+def load_table(dataset, data=None, split="test", keypoints=None, partition=None, exclude=None, **drawing):
+    """The `Table` of a split: "train", "val", "test", "trainval" or "all".
 
     Args:
-        dataset: "synthetic" or "pa100k".
-        data: the dataset's folder (unused for synthetic).
+        dataset: one of `DATASETS`.
+        data: the dataset's folder; for pa100k, rap1, peta and upar also the field's `dataset_all.pkl`, its pictures beside it.
         keypoints: a keypoint file, see `read_keypoints`.
-        synthetic_options: arguments of `synthetic`.
+        partition: which of rap1's or peta's five, from 1 (the default).
+        exclude: parts of upar to leave out, by the first folder of their images.
+        drawing: arguments of `synthetic`.
     Raises:
         ValueError, FileNotFoundError: naming the file, the value and what was expected.
     """
+    if dataset not in DATASETS or split not in PARTS:
+        raise ValueError(f"dataset {dataset!r}, split {split!r}: expected one of {', '.join(DATASETS)} and of {', '.join(PARTS)}")
+    if dataset == "synthetic" and data is not None:
+        raise ValueError(f"--data {data}: the synthetic set is drawn, give --dataset to read a folder")
+    if dataset != "synthetic" and data is None:
+        raise ValueError(f"dataset {dataset}: give its folder with --data")
+    pickled = dataset == "upar" or Path(data or "").suffix == ".pkl"
+    if partition is not None and dataset not in ("rap1", "peta"):
+        raise ValueError(f"--partition {partition}: {dataset} has no partitions, rap1 and peta have")
+    partition = 1 if partition is None else partition
+    if exclude and dataset != "upar":
+        raise ValueError(f"--exclude {' '.join(exclude)}: {dataset} is not made of other datasets, upar is")
     if dataset == "synthetic":
-        table = synthetic(split, **(synthetic_options or {}))
-    elif dataset == "pa100k":
-        table = pa100k(data, split)
+        table = synthetic(split, **drawing)
+    elif pickled:
+        table = dataset_pickle(Path(data), dataset, split, partition, exclude)
+    elif dataset in ("rap1", "peta"):
+        table = {"rap1": rap1, "peta": peta}[dataset](Path(data), split, partition)
     else:
-        raise ValueError(f"dataset {dataset!r}: expected synthetic or pa100k")
+        table = {"pa100k": pa100k, "pcs": pcs, "csv": csv_table}[dataset](Path(data), split)
+    if dataset != "synthetic":
+        check_images(table.images)
     return replace(table, keypoints=read_keypoints(keypoints, table.names)) if keypoints else table
 
 
-# ---- PA-100K ----
+def parts_of(split, published, file):
+    """The published parts that make up a split."""
+    parts = [part for part in PARTS[split] if part in published]
+    if not parts:
+        raise ValueError(f"{file}: has no {split} split, expected one of {', '.join(published)}"
+                         + ("; train with --train-split trainval" if split == "val" else ""))
+    return parts
 
 
-def pa100k(folder, split):
-    """PA-100K: `annotation.mat` beside the images in `data/` or `release_data/release_data/`; 26 attributes."""
-    folder = Path(folder)
-    file = folder / "annotation.mat"
-    mat = read_mat(file, ("attributes", "train_label", "train_images_name"))
-    attributes = [str(row[0][0]) for row in mat["attributes"]]
-    parts = ("train", "val") if split == "trainval" else (split,)
-    names, labels = [], []
-    for part in parts:
-        if f"{part}_label" not in mat or f"{part}_images_name" not in mat:
-            raise ValueError(f"{file}: no {part}_label and {part}_images_name, expected for split {split}")
-        part_names = [str(row[0][0]) for row in mat[f"{part}_images_name"]]
-        if mat[f"{part}_label"].shape != (len(part_names), len(attributes)):
-            raise ValueError(f"{file}: {part}_label is {list(mat[f'{part}_label'].shape)}, expected "
-                             f"[{len(part_names)}, {len(attributes)}]: one row per image, one column per attribute")
-        names += part_names
-        labels.append(mat[f"{part}_label"])
-    places = [folder / "release_data" / "release_data", folder / "data"]
-    images = find_images(next((p for p in places if p.is_dir()), places[-1]), names)
-    labels = np.concatenate(labels).astype(np.float32)
-    return Table(f"pa100k {split} ({file})", attributes, groups_of(attributes, PA100K_GROUPS, file), names, images, labels)
+def groups_of(attributes, table, file):
+    """Each attribute's group from a {name or pattern: group} table, upper and lower case alike."""
+    table = {name.lower(): group for name, group in table.items()}
+    groups = []
+    for attribute in attributes:
+        name = attribute.lower()
+        fitting = [name] if name in table else [pattern for pattern in table if fnmatchcase(name, pattern)]
+        if not fitting:
+            raise ValueError(f"{file}: attribute {attribute} is in none of the groups {', '.join(GROUPS)}")
+        groups.append(table[fitting[0]])
+    return groups
+
+
+def image_folder(folder, places, name):
+    """Of the places where a dataset's pictures may lie, the one that has the picture `name`; else the first that is there."""
+    there = [folder / place for place in places if (folder / place).is_dir()]
+    return next((place for place in there if (place / name).is_file()), there[0] if there else folder / places[0])
+
+
+def check_images(images):
+    """All images must be there. One listing of each folder, not one question per image."""
+    there, missing = {}, []
+    for image in images:
+        if image.parent not in there:
+            if not image.parent.is_dir():
+                raise FileNotFoundError(f"{image.parent}: no such folder, expected the dataset's images in it")
+            there[image.parent] = {entry.name for entry in os.scandir(image.parent)}
+        if image.name not in there[image.parent]:
+            missing.append(image)
+    if missing:
+        raise FileNotFoundError(f"{missing[0]}: no such image ({len(missing)} of {len(images)} are missing)")
+
+
+# ---- the published .mat files ----
+
+PLACES = {"pa100k": ("release_data/release_data", "data"), "rap1": ("RAP_dataset",), "peta": ("images",), "upar": ("", "data")}
 
 
 def read_mat(file, expected):
-    """A MATLAB file's variables, which must include `expected`."""
+    """A MATLAB file's variables, which must include `expected`: structs as dicts, cells as arrays, both without empty axes."""
     if not Path(file).is_file():
         raise FileNotFoundError(f"{file}: no such file")
     try:
@@ -133,33 +238,334 @@ def read_mat(file, expected):
     except ImportError:
         raise ValueError(f"{file}: reading a .mat file needs scipy: pip install scipy") from None
     try:
-        mat = loadmat(file)
+        mat = loadmat(file, simplify_cells=True)
     except Exception as error:  # scipy raises many kinds for a damaged file
         raise ValueError(f"{file}: not a readable .mat file ({str(error).splitlines()[0] if str(error) else error!r})") from None
-    missing = [key for key in expected if key not in mat]
+    return require(mat, expected, file)
+
+
+def require(mapping, keys, file):
+    """The mapping, which must be one and have the keys."""
+    missing = [key for key in keys if not isinstance(mapping, dict) or key not in mapping]
     if missing:
-        raise ValueError(f"{file}: has no variable {missing[0]}, expected {', '.join(expected)}")
-    return mat
+        raise ValueError(f"{file}: has no {missing[0]}, expected {', '.join(keys)}")
+    return mapping
 
 
-def groups_of(attributes, table, file):
-    """Each attribute's group from a {name: group} table, upper and lower case alike."""
-    table = {name.lower(): group for name, group in table.items()}
-    for attribute in attributes:
-        if attribute.lower() not in table:
-            raise ValueError(f"{file}: attribute {attribute} is in none of the groups {', '.join(GROUPS)}")
-    return [table[attribute.lower()] for attribute in attributes]
+def strings(values):
+    return [str(value) for value in np.atleast_1d(values)]
 
 
-def find_images(folder, names):
-    """The paths of the named images, all of which must be there."""
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder, expected the dataset's images in it")
-    there = {path.name for path in folder.iterdir()}  # one listing, not one question per image
-    missing = [name for name in names if name not in there]
+def pick(partitions, number, parts, count, first, file):
+    """The rows (0-based) of the parts of partition `number` (1-based), whose own counting starts at `first`."""
+    partitions = [partitions] if isinstance(partitions, dict) else list(partitions)
+    if not 1 <= number <= len(partitions):
+        raise ValueError(f"{file}: --partition {number}, expected 1 to {len(partitions)}")
+    chosen = require(partitions[number - 1], parts, file)
+    rows = np.concatenate([np.atleast_1d(chosen[part]).astype(np.int64).ravel() for part in parts]) - first
+    if len(rows) and not 0 <= rows.min() <= rows.max() < count:
+        raise ValueError(f"{file}: partition {number} names image {rows.max() + first}, expected {first} to {count - 1 + first}")
+    return rows
+
+
+def labels_of(labels, names, attributes, file, what):
+    """Labels as (N, L) float32; MATLAB's squeezed arrays get their axis back."""
+    labels = np.asarray(labels)
+    if labels.ndim < 2 and labels.size == len(names) * len(attributes):
+        labels = labels.reshape(len(names), len(attributes))
+    if labels.shape != (len(names), len(attributes)):
+        raise ValueError(f"{file}: {what} is {list(labels.shape)}, expected [{len(names)}, {len(attributes)}]: one row per image, "
+                         "one column per attribute")
+    return labels.astype(np.float32)
+
+
+def pa100k(folder, split):
+    """PA-100K: `annotation.mat`, images in `data/` or `release_data/release_data/`; 26 attributes."""
+    file = folder / "annotation.mat"
+    mat = read_mat(file, ("attributes", "train_label", "train_images_name"))
+    attributes, names, labels = strings(mat["attributes"]), [], []
+    for part in PARTS[split]:
+        require(mat, (f"{part}_label", f"{part}_images_name"), file)
+        part_names = strings(mat[f"{part}_images_name"])
+        names += part_names
+        labels.append(labels_of(mat[f"{part}_label"], part_names, attributes, file, f"{part}_label"))
+    place = image_folder(folder, PLACES["pa100k"], names[0] if names else "")
+    return Table(f"pa100k {split} ({file})", attributes, groups_of(attributes, PA100K_GROUPS, file), names,
+                 [place / name for name in names], np.concatenate(labels))
+
+
+def rap1(folder, split, partition=1):
+    """RAP v1: `RAP_annotation/RAP_annotation.mat`, images in `RAP_dataset/`; 51 attributes, five partitions, no validation."""
+    file = folder / "RAP_annotation" / "RAP_annotation.mat"
+    rap = require(read_mat(file, ("RAP_annotation",))["RAP_annotation"], ("imagesname", "label", "attribute_eng", "partion"), file)
+    names, attributes = strings(rap["imagesname"]), strings(rap["attribute_eng"])
+    labels = labels_of(rap["label"], names, attributes, file, "label")[:, :51]
+    labels[labels == 2] = 0  # unsure counts as absent, as the field does
+    parts = [f"{part}_index" for part in parts_of(split, ("train", "test"), file)]
+    rows = pick(rap["partion"], partition, parts, len(names), 1, file)
+    names = [names[i] for i in rows]
+    return Table(f"rap1 {split}, partition {partition} ({file})", attributes[:51], groups_of(attributes[:51], RAP1_GROUPS, file), names,
+                 [folder / "RAP_dataset" / name for name in names], labels[rows])
+
+
+def peta(folder, split, partition=1):
+    """PETA: `PETA.mat`, images in `images/`; the 35 attributes that the field uses, five partitions."""
+    file = folder / "PETA.mat"
+    mat = require(read_mat(file, ("peta",))["peta"], ("data", "attribute", "partion_attribute"), file)
+    names = [f"{i + 1:05d}.png" for i in range(len(mat["data"]))]
+    attributes = strings(mat["attribute"])
+    labels = labels_of(mat["data"][:, 4:], names, attributes, file, "data without its first four columns")
+    rows = pick(mat["partion_attribute"], partition, PARTS[split], len(names), 1, file)
+    names = [names[i] for i in rows]
+    return Table(f"peta {split}, partition {partition} ({file})", attributes[:35], groups_of(attributes[:35], PETA_GROUPS, file), names,
+                 [folder / "images" / name for name in names], labels[rows, :35])
+
+
+# ---- the field's dataset_all.pkl ----
+
+
+EXPECTED_IN_PICKLE = "expected dicts, lists, strings, numbers and numpy arrays alone"
+
+
+class EasyDict(dict):
+    """Stands in for easydict's, a dict whose keys are attributes too."""
+
+
+class PlainUnpickler(pickle.Unpickler):
+    """Reads dict-likes, lists, strings, numbers and numpy arrays; anything else that a pickle names is refused, not called."""
+
+    plain = {
+        "easydict.EasyDict": EasyDict, "builtins.dict": dict, "builtins.list": list, "collections.OrderedDict": collections.OrderedDict,
+        "numpy.ndarray": np.ndarray, "numpy.dtype": np.dtype,
+        # What numpy pickles its arrays and numbers with, asked of numpy: their place moves between its versions.
+        "multiarray._reconstruct": np.zeros(1).__reduce__()[0], "multiarray.scalar": np.float64(0).__reduce__()[0],
+        "numeric._frombuffer": np.zeros(1).__reduce_ex__(5)[0],
+        # What protocols 0 to 2 make dict-likes and bytes with, each held to that one use.
+        "copyreg._reconstructor": lambda kind, base, content: {EasyDict: EasyDict, dict: dict}[kind](content),
+        "_codecs.encode": lambda text, encoding: text.encode({"latin1": "latin1", "latin-1": "latin1"}[encoding]),
+    }
+
+    def find_class(self, module, name):
+        module = {"__builtin__": "builtins", "copy_reg": "copyreg"}.get(module, module)  # Python 2's names
+        known = f"{module.removeprefix('numpy.core.').removeprefix('numpy._core.')}.{name}"
+        if known not in self.plain:
+            raise pickle.UnpicklingError(f"it names {module}.{name}, {EXPECTED_IN_PICKLE}")
+        return self.plain[known]
+
+
+def check_plain(value):
+    """Refuses what a pickle can hold without naming it: sets, bytes."""
+    if isinstance(value, (dict, list, tuple)) or isinstance(value, np.ndarray) and value.dtype == object:
+        for part in [*value, *value.values()] if isinstance(value, dict) else value:
+            check_plain(part)
+    elif not isinstance(value, (str, int, float, np.ndarray, np.generic, type(None))):
+        raise pickle.UnpicklingError(f"it holds {type(value).__name__}, {EXPECTED_IN_PICKLE}")
+
+
+def dataset_pickle(file, dataset, split, partition=1, exclude=None):
+    """The field's `dataset_all.pkl` of pa100k, rap1, peta or upar: image_name, label, attr_name, partition, perhaps label_idx.eval.
+
+    UPAR is published this way, and so are the splits of PETA and RAP that share no person between train and test.
+    """
+    file = file / "dataset_all.pkl" if file.is_dir() else file
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such file")
+    try:
+        with open(file, "rb") as opened:
+            content = PlainUnpickler(opened, encoding="latin1").load()
+        check_plain(content)
+        require(content, ("image_name", "label", "attr_name", "partition"), file)
+        names, attributes = strings(content["image_name"]), strings(content["attr_name"])
+        labels = labels_of(np.asarray(content["label"], np.float32), names, attributes, file, "label")
+        labels[labels == 2] = 0  # RAP's unsure
+        columns = np.asarray((content.get("label_idx") or {}).get("eval", range(len(attributes))), np.int64)
+        attributes, labels = [attributes[j] for j in columns], labels[:, columns]
+        parts = content["partition"]
+        if "train" not in parts and "trainval" in parts:
+            parts = {"train": parts["trainval"], **parts}
+        rows = []
+        for part in parts_of(split, [part for part in PARTS["all"] if part in parts], file):
+            given = parts[part]
+            runs = list(given) if np.ndim(given[0]) else [given]  # PETA and RAP have five, the others one
+            rows.append(pick([{part: run} for run in runs], partition, [part], len(names), 0, file))
+    except Exception as error:  # a damaged pickle raises nearly anything
+        if str(file) in str(error):
+            raise
+        raise ValueError(f"{file}: not a readable dataset pickle ({error or type(error).__name__})") from None
+    rows = np.concatenate(rows)
+    if exclude:
+        owner = [name.split("/")[0].lower() for name in names]
+        unknown = [name for name in exclude if name.lower() not in owner]
+        if unknown:
+            raise ValueError(f"--exclude {unknown[0]}: {file} has images of {', '.join(sorted({name.split('/')[0] for name in names}))}")
+        rows = rows[[owner[i] not in {name.lower() for name in exclude} for i in rows]]
+    names = [names[i] for i in rows]
+    place = image_folder(file.parent, PLACES[dataset], names[0] if names else "")
+    groups = {"pa100k": PA100K_GROUPS, "rap1": RAP1_GROUPS, "peta": PETA_GROUPS, "upar": UPAR_GROUPS}[dataset]
+    return Table(f"{dataset} {split} ({file})", attributes, groups_of(attributes, groups, file), names,
+                 [place / name for name in names], labels[rows])
+
+
+# ---- People Clothing Segmentation ----
+
+
+def pcs(folder, split):
+    """PCS: photos with a mask of clothing classes; an attribute is a class that occurs, its box encloses the class's pixels.
+
+    Two layouts: Clothing Co-Parsing's (`photos/0001.jpg`, `annotations/pixel-level/0001.mat`, `label_list.mat`) and Kaggle's
+    (`png_images/IMAGES/img_0001.png`, `png_masks/MASKS/seg_0001.png`, `labels.csv`). Attributes are those of Tab. 10 and
+    the further classes on at least 50 photos. No split is published: every fifth photo is "test", the others "train".
+    """
+    if (folder / "png_masks").is_dir():
+        file = folder / "labels.csv"
+        masks = sorted((folder / "png_masks" / "MASKS").glob("seg_*.png"))
+        photos = [folder / "png_images" / "IMAGES" / mask.name.replace("seg_", "img_") for mask in masks]
+        names = {int(row[0]): row[1] for row in read_csv(file)[1:] if row[0].isdigit() and len(row) > 1}
+        classes = [names.get(i) or "null" for i in range(max(names, default=-1) + 1)]
+    else:
+        file = folder / "label_list.mat"
+        masks = sorted((folder / "annotations" / "pixel-level").glob("*.mat"))
+        photos = [folder / "photos" / f"{mask.stem}.jpg" for mask in masks]
+        classes = strings(read_mat(file, ("label_list",))["label_list"])
+    if not masks:
+        raise FileNotFoundError(f"{folder}: no masks, expected annotations/pixel-level/*.mat or png_masks/MASKS/seg_*.png in it")
+    check_images(photos)
+    boxes = np.full((len(masks), len(classes), 4), np.nan, np.float32)
+    for i, (mask_file, photo) in enumerate(zip(masks, photos)):
+        mask, size = read_mask(mask_file), image_size(photo)
+        if mask.shape != size:
+            raise ValueError(f"{mask_file}: the mask is {mask.shape[0]}x{mask.shape[1]}, expected its photo's {size[0]}x{size[1]}")
+        if mask.max() >= len(classes):
+            raise ValueError(f"{mask_file}: class {mask.max()} in the mask, expected 0 to {len(classes) - 1} ({file})")
+        for c in np.unique(mask):
+            rows, columns = np.flatnonzero((mask == c).any(1)), np.flatnonzero((mask == c).any(0))
+            boxes[i, c] = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+    known = [c.capitalize() for c in classes]
+    frequent = [known[c] for c in np.flatnonzero(np.isfinite(boxes[:, :, 0]).sum(0) >= 50) if known[c] in PCS_GROUPS]
+    attributes = [*PCS_TABLE_10, *(name for name in frequent if name not in PCS_TABLE_10)]
+    missing = [name for name in attributes if name not in known]
     if missing:
-        raise FileNotFoundError(f"{folder / missing[0]}: no such image ({len(missing)} of {len(names)} are missing)")
-    return [folder / name for name in names]
+        raise ValueError(f"{file}: has no class {missing[0].lower()}, expected those of Tab. 10")
+    parts = parts_of(split, ("train", "test"), folder)
+    rows = [i for i in range(len(photos)) if ("test" if i % 5 == 4 else "train") in parts]
+    boxes = boxes[rows][:, [known.index(name) for name in attributes]]
+    return Table(f"pcs {split} ({folder})", attributes, groups_of(attributes, PCS_GROUPS, file), [photos[i].name for i in rows],
+                 [photos[i] for i in rows], np.isfinite(boxes[:, :, 0]).astype(np.float32), boxes=boxes)
+
+
+def read_mask(file):
+    """(H, W) integer classes from a `.mat` with `groundtruth`, or a picture whose values are the classes."""
+    if file.suffix == ".mat":
+        mask = np.asarray(read_mat(file, ("groundtruth",))["groundtruth"])
+    else:
+        with Image.open(file) as image:
+            mask = np.asarray(image)
+        mask = mask[:, :, 0] if mask.ndim == 3 else mask  # grey stored as colour: all channels alike
+    if mask.ndim != 2 or not mask.size or (mask != mask.astype(np.int64)).any() or mask.min() < 0:
+        raise ValueError(f"{file}: not a mask of classes, expected whole numbers in two dimensions")
+    return mask.astype(np.int64)
+
+
+def image_size(file):
+    """(H, W) as `read_image` will give them, from the file's header alone."""
+    with Image.open(file) as image:
+        turned = image.getexif().get(0x0112, 1) >= 5
+        return image.size if turned else image.size[::-1]
+
+
+# ---- a user's own data ----
+
+
+def csv_table(folder, split):
+    """`train.csv`, `val.csv`, `test.csv`: after a header, an image's path, then 0 or 1 per attribute.
+
+    `groups.json` puts every attribute into a group, {"Hat": "head", ...}; PA-100K's names need none. The CSV releases of
+    PA-100K, whose paths leave out the folder `data/`, are read as they are.
+    """
+    names, labels, attributes = [], [], None
+    for part in PARTS[split]:
+        file = folder / f"{part}.csv"
+        header, *rows = read_csv(file)
+        if len(header) < 2 or len(set(header)) < len(header):
+            raise ValueError(f"{file}: its header is {', '.join(header)}, expected the image and at least one attribute, each once")
+        if header[1:] != (attributes or header[1:]):
+            raise ValueError(f"{file}: its attributes are not those of {PARTS[split][0]}.csv")
+        attributes = header[1:]
+        for line, row in enumerate(rows, 2):
+            wrong = [value for value in row[1:] if value not in ("0", "1", "0.0", "1.0")]
+            if len(row) != len(header) or wrong:
+                raise ValueError(f"{file}: line {line} ({row[0]}) has " + (f"the label {wrong[0]!r}, expected 0 or 1" if wrong else
+                                                                         f"{len(row)} columns, expected {len(header)}"))
+            names.append(row[0])
+            labels.append(row[1:])
+    file = folder / "groups.json"
+    groups = PA100K_GROUPS
+    if file.is_file():
+        try:
+            groups = json.loads(file.read_text())
+        except ValueError as error:
+            raise ValueError(f"{file}: not JSON ({error})") from None
+        if not isinstance(groups, dict) or not all(isinstance(group, str) for group in groups.values()):
+            raise ValueError(f'{file}: expected {{"attribute": "group", ...}} with the groups {", ".join(GROUPS)}')
+    place = image_folder(folder, ("", "data", "release_data/release_data"), names[0] if names else "")
+    return Table(f"csv {split} ({folder})", attributes, groups_of(attributes, groups, file), names, [place / name for name in names],
+                 np.array(labels, np.float32).reshape(len(names), len(attributes)))
+
+
+def read_csv(file):
+    """A CSV file's rows as lists of stripped strings, without empty lines."""
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such file")
+    try:
+        with open(file, newline="", encoding="utf-8-sig") as opened:
+            rows = [[value.strip() for value in row] for row in csv.reader(opened) if row]
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{file}: not a CSV file ({error})") from None
+    if not rows:
+        raise ValueError(f"{file}: empty, expected a header")
+    return rows
+
+
+# ---- the same attributes in two datasets ----
+
+
+def shared_attributes(trained_on, model_attributes, tested_on, table):
+    """A table reduced to the attributes that a model of another dataset knows, and the model's columns for each.
+
+    Args:
+        trained_on, model_attributes: the model's dataset and attribute names.
+        tested_on: the table's dataset.
+    Returns:
+        The reduced `Table`, and for each of its attributes a list of column indices of the model's output: it is there if
+        any of them is (see `join_columns`). The whole table and single columns where both have the same attributes.
+    """
+    if model_attributes == table.attributes:
+        return table, [[j] for j in range(len(model_attributes))]
+    alike = {"synthetic": "pa100k"}  # drawn with PA-100K's attributes
+    trained, tested = (alike.get(name, name) for name in (trained_on, tested_on))
+    if trained == tested or "csv" in (trained, tested):
+        rows = [(name, name, name) for name in table.attributes]
+    else:
+        rows = PCS_SHARED if "pcs" in (trained, tested) else SHARED
+        rows = [(name, row[trained], row[tested]) for name, row in rows.items() if trained in row and tested in row]
+    index = lambda names, of: [{a.lower(): j for j, a in enumerate(of)}.get(name.lower()) for name in names.split("|")]
+    rows = [(name, index(ours, model_attributes), index(theirs, table.attributes)) for name, ours, theirs in rows]
+    rows = [row for row in rows if None not in row[1] + row[2]]
+    if not rows:
+        raise ValueError(f"{table.name}: shares no attribute with the model, which was trained on {trained_on}")
+    names, ours, theirs = zip(*rows)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of an all-NaN box, an attribute without one
+        boxes = None if table.boxes is None else np.stack([np.concatenate([
+            np.nanmin(table.boxes[:, j, :2], 1), np.nanmax(table.boxes[:, j, 2:], 1)], 1) for j in theirs], 1)
+    reduced = replace(table, attributes=list(names), groups=[table.groups[j[0]] for j in theirs], boxes=boxes,
+                      labels=np.stack([table.labels[:, j].max(1) for j in theirs], 1))
+    return reduced, list(ours)
+
+
+def join_columns(logits, columns):
+    """(N, L) logits of a model -> (N, K): each of the K lists of columns by its highest logit."""
+    return torch.stack([logits[:, j].amax(1) for j in columns], 1)
 
 
 # ---- keypoints ----
@@ -187,6 +593,200 @@ def read_keypoints(file, names):
     if not np.isfinite(points).all():
         raise ValueError(f"{file}: keypoints of {names[int(np.argwhere(~np.isfinite(points))[0, 0])]} are not finite")
     return points
+
+
+class SimCC(nn.Module):
+    """SimCC (Li et al., ECCV 2022) with ResNet50 for MPII's 16 points, under its public checkpoint's names.
+
+    A point's x and its y are classified apart, each into 512 bins of half a pixel of the 256x256 input.
+    """
+
+    size = 256
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = torchvision.models.resnet50()
+        self.backbone.avgpool = self.backbone.fc = nn.Identity()
+        self.head = nn.Module()
+        self.head.final_layer = nn.Conv2d(2048, 16, 1)
+        self.head.mlp_head_x = nn.Linear(64, 512)
+        self.head.mlp_head_y = nn.Linear(64, 512)
+
+    def forward(self, images):
+        """(B, 3, 256, 256), normalized by ImageNet -> logits of x and of y, each (B, 16, 512)."""
+        x = self.backbone(images).unflatten(1, (2048, 8, 8))
+        x = self.head.final_layer(x).flatten(2)  # (B, 16, 64)
+        return self.head.mlp_head_x(x), self.head.mlp_head_y(x)
+
+    @staticmethod
+    def decode(x, y):
+        """Logits of x and of y (B, 16, 512) -> (B, 16, 3): x, y in pixels of the input, the smaller of the two's probabilities."""
+        (px, bx), (py, by) = (logits.softmax(2).max(2) for logits in (x, y))
+        return torch.stack([bx / 2, by / 2, torch.minimum(px, py)], 2)
+
+    def find(self, images):
+        """List of (3, H, W) uint8 pictures of one person each -> (N, 16, 3): x, y in each picture's pixels, confidence."""
+        device = self.head.final_layer.weight.device
+        crops = torch.stack([square(image, self.size) for image in images]).to(device)
+        points = self.decode(*self(normalize(crops))).cpu()
+        return torch.stack([from_square(p, image.shape[1:], self.size) for p, image in zip(points, images)])
+
+
+def square_place(image_size, size):
+    """Where the picture (H, W) lies in its square: pixels of the picture per pixel of the crop, left and top margin.
+
+    The square is 1.25 times the longer side, as the checkpoint's training framed people.
+    """
+    H, W = image_size
+    side = math.ceil(1.25 * max(H, W))
+    return side / size, (side - W) // 2, (side - H) // 2
+
+
+def square(image, size):
+    """(3, H, W) -> (3, size, size): the whole picture in the middle of a black square, its aspect kept."""
+    H, W = image.shape[1:]
+    scale, left, top = square_place((H, W), size)
+    side = round(scale * size)
+    return VF.resize(VF.pad(image, [left, top, side - W - left, side - H - top]), [size, size], antialias=True)
+
+
+def from_square(points, image_size, size):
+    """Points (..., 2 or 3) in pixels of the crop -> in pixels of the picture; a third number is kept."""
+    scale, left, top = square_place(image_size, size)
+    return torch.cat([(points[..., :2] + 0.5) * scale - 0.5 - torch.tensor([left, top]), points[..., 2:]], -1)
+
+
+def coco_to_mpii():
+    """(16, 17): MPII's points as means of COCO's 17. Those that COCO lacks are laid on the line from the shoulders' middle,
+    the thorax, to the face's, in an adult's proportions: upper neck at 0.45 of that way, head top at 1.65."""
+    matrix = torch.zeros(16, 17)
+    for mpii, coco in {0: 16, 1: 14, 2: 12, 3: 11, 4: 13, 5: 15, 10: 10, 11: 8, 12: 6, 13: 5, 14: 7, 15: 9}.items():
+        matrix[mpii, coco] = 1
+    pelvis, thorax, face = (matrix.new_zeros(17).index_fill(0, torch.tensor(at), 1 / len(at)) for at in ([11, 12], [5, 6], [0, 1, 2, 3, 4]))
+    matrix[6], matrix[7] = pelvis, thorax
+    matrix[8], matrix[9] = thorax + 0.45 * (face - thorax), thorax + 1.65 * (face - thorax)
+    return matrix
+
+
+class KeypointRCNN(nn.Module):
+    """torchvision's Keypoint R-CNN, for users without the SimCC checkpoint: `find` as in `SimCC`, of the best-scored person.
+
+    Args:
+        options: of `keypointrcnn_resnet50_fpn`.
+    """
+
+    def __init__(self, **options):
+        super().__init__()
+        self.detector = torchvision.models.detection.keypointrcnn_resnet50_fpn(weights_backbone=None, **options)
+
+    def find(self, images):
+        device, matrix = next(self.parameters()).device, coco_to_mpii()
+        found = self.detector([VF.to_dtype(image.to(device), torch.float32, scale=True) for image in images])
+        points = torch.zeros(len(images), 16, 3)  # confidence 0: nobody there
+        for i, person in enumerate(found):
+            if len(person["scores"]):
+                best = person["scores"].argmax()
+                coco, sure = person["keypoints"][best, :, :2].cpu(), person["keypoints_scores"][best].sigmoid().cpu()
+                points[i] = torch.cat([matrix @ coco, torch.where(matrix != 0, sure, 1).amin(1, keepdim=True)], 1)
+        return points
+
+
+def pose_model(name, weights):
+    """The pose network "simcc" or "keypointrcnn" in evaluation mode, with a state dict's weights.
+
+    Args:
+        weights: a file; for keypointrcnn "coco" fetches torchvision's.
+    """
+    if name == "keypointrcnn" and weights == "coco":
+        try:
+            return KeypointRCNN(weights="COCO_V1").eval()
+        except OSError as error:
+            raise ValueError(f"--weights coco: torchvision could not fetch them ({error}); give --weights FILE") from None
+    if not Path(weights).is_file():
+        raise FileNotFoundError(f"{weights}: no such file, expected a state dict" + (", or coco" if name == "keypointrcnn" else ""))
+    model = SimCC() if name == "simcc" else KeypointRCNN(weights=None)
+    load_weights(model if name == "simcc" else model.detector, weights)
+    return model.eval()
+
+
+class Pictures(torch.utils.data.Dataset):
+    """The pictures alone of some of a table's rows, in their own sizes."""
+
+    def __init__(self, table, rows):
+        self.table, self.rows = table, rows
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, i):
+        return read_image(self.table.images[self.rows[i]])
+
+
+def pictures_of(table, rows, batch_size, workers):
+    """A loader of lists of (3, H, W) uint8 pictures."""
+    return torch.utils.data.DataLoader(Pictures(table, rows), batch_size, num_workers=workers, collate_fn=list)
+
+
+@torch.inference_mode()
+def find_keypoints(model, table, out, batch_size=32, workers=0, source=""):
+    """Runs a pose network over a table's images and writes a keypoint file, see `read_keypoints`.
+
+    Every 20 batches, and where it is interrupted, the points so far go to `out`.part, from which the next call goes on. An
+    image without a person gets the mean pose of the others, by shares of its height and width, and confidence 0.
+
+    Args:
+        source: what made the points; a part that something else made is refused.
+    """
+    out = Path(out)
+    part = out.with_name(out.name + ".part")
+    if out.exists():
+        raise ValueError(f"{out}: is here already, give another --out")
+    N, started = len(table.names), time.time()
+    points, sizes, done = torch.zeros(N, 16, 3), torch.ones(N, 2), 0
+    if part.exists():
+        points, sizes, done = read_part(part, table, source)
+    before, step = done, 0
+    try:
+        for step, images in enumerate(pictures_of(table, range(done, N), batch_size, workers), 1):
+            found = model.find(images)
+            points[done : done + len(images)] = found
+            sizes[done : done + len(images)] = torch.tensor([[image.shape[2], image.shape[1]] for image in images])
+            done += len(images)
+            show_progress(f"{done}/{N} images", done - before, N - before, started)
+            if step % 20 == 0:
+                write_npz(part, names=table.names, keypoints=points, sizes=sizes, done=done, source=source)
+    finally:
+        if before < done < N:
+            write_npz(part, names=table.names, keypoints=points, sizes=sizes, done=done, source=source)
+    nobody = (points[:, :, 2] == 0).all(1)
+    if nobody.all():
+        raise ValueError(f"{table.name}: nobody was found on any image")
+    mean = ((points[:, :, :2] + 0.5) / sizes[:, None])[~nobody].mean(0)  # (16, 2), shares of width and height
+    points[nobody, :, :2] = mean * sizes[nobody, None] - 0.5
+    write_npz(out, names=table.names, keypoints=points)
+    part.unlink(missing_ok=True)
+    return int(nobody.sum())
+
+
+def read_part(part, table, source):
+    """Points, sizes and number of images done from an interrupted `find_keypoints`."""
+    try:
+        with np.load(part, allow_pickle=False) as archive:
+            made = archive["names"].tolist(), str(archive["source"])
+            points, sizes, done = torch.from_numpy(archive["keypoints"]), torch.from_numpy(archive["sizes"]), int(archive["done"])
+    except Exception as error:
+        raise ValueError(f"{part}: not a part of a keypoint file ({error}); remove it to begin anew") from None
+    if made != (table.names, source):
+        raise ValueError(f"{part}: was begun with other images or weights; remove it to begin anew")
+    return points, sizes, done
+
+
+def write_npz(file, **arrays):
+    """np.savez, through a temporary file so that `file` is always whole."""
+    temporary = file.with_name(file.name + ".tmp")
+    with open(temporary, "wb") as opened:
+        np.savez(opened, **{name: np.asarray(value) for name, value in arrays.items()})
+    os.replace(temporary, file)
 
 
 # ---- batches ----
@@ -270,6 +870,17 @@ def start_epoch(batches, epoch):
     batches.generator.manual_seed(batches.dataset.seed * 1_000_003 + epoch)
 
 
+def add_dataset_arguments(parser):
+    """The arguments with which a command names a dataset."""
+    add = parser.add_argument
+    add("--dataset", choices=DATASETS)
+    add("--data", help="the dataset's folder, or its dataset_all.pkl")
+    add("--partition", type=int, metavar="1..5", help="of rap1 and peta; default 1")
+    add("--exclude", nargs="+", metavar="PART", help="parts of upar to leave out, by the first folder of their images")
+    add("--domain", type=int, choices=[0, 1], help="the synthetic set's domain; default 0")
+    add("--images", type=int, help="images per split of the synthetic set")
+
+
 def command(main):
     """Runs a command's `main`; bad input becomes one line on stderr and exit status 2."""
     try:
@@ -320,16 +931,15 @@ def synthetic(split, seed=0, domain=0, size=(128, 96), count=None):
     Image i of a split depends on (seed, domain, split, i) alone.
 
     Args:
-        split: "train", "val", "test" or "trainval".
+        split: "train", "val", "test", "trainval" or "all".
         domain: 0 or 1: the second has other backgrounds, colours, light and co-occurrence of attributes.
         size: (H, W) of the pictures.
         count: images per split; `SPLIT_SIZES` by default.
     """
-    parts = ("train", "val") if split == "trainval" else (split,)
-    if domain not in (0, 1) or not set(parts) <= set(SPLIT_SIZES):
-        raise ValueError(f"synthetic: domain {domain}, split {split}: expected domain 0 or 1 and one of train, val, test, trainval")
+    if domain not in (0, 1) or split not in PARTS:
+        raise ValueError(f"synthetic: domain {domain}, split {split}: expected domain 0 or 1 and one of {', '.join(PARTS)}")
     attributes, names, drawn = list(PA100K_GROUPS), [], []
-    for part in parts:
+    for part in PARTS[split]:
         for i in range(count or SPLIT_SIZES[part]):
             names.append(f"{part}-{domain}-{i:05d}")
             random = np.random.default_rng((seed, domain, list(SPLIT_SIZES).index(part), i))
@@ -665,3 +1275,51 @@ def develop(pen, random, domain, size, has, joints):
 def hsv(hue, saturation, value):
     """Hue, saturation and value in [0, 1] -> (r, g, b) in 0..255."""
     return tuple(int(255 * c) for c in colorsys.hsv_to_rgb(hue, min(saturation, 1), min(value, 1)))
+
+
+# ---- commands ----
+
+
+def average_image(table, size, workers=0):
+    """Fig. A.9a: the mean of all images of a table, resized to (H, W) -> (H, W, 3) uint8."""
+    total, started = torch.zeros(3, *size, dtype=torch.float64), time.time()
+    batches = pictures_of(table, range(len(table.names)), 32, workers)
+    for step, images in enumerate(batches, 1):
+        for image in images:
+            total += VF.resize(image, list(size), antialias=True)
+        show_progress(f"batch {step}/{len(batches)}", step, len(batches), started)
+    return (total / len(table.names)).round().to(torch.uint8).permute(1, 2, 0).numpy()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("command", choices=["keypoints", "average"])
+    add_dataset_arguments(parser)
+    add("--split", default="all", choices=PARTS)
+    add("--out", required=True, help="the keypoint file (.npz) or the picture (.png) to write")
+    add("--model", default="simcc", choices=["simcc", "keypointrcnn"], help="the pose network")
+    add("--weights", help="the pose network's: a file with its state dict, or coco for torchvision's Keypoint R-CNN")
+    add("--size", type=int, nargs=2, metavar=("H", "W"), default=(256, 192), help="of the average image")
+    add("--batch-size", type=int, default=32)
+    add("--workers", type=int, default=0)
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args()
+    if min(*args.size, args.batch_size) < 1:
+        parser.error(f"--size {args.size[0]} {args.size[1]}, --batch-size {args.batch_size}: expected at least 1")
+    if args.command == "keypoints" and not args.weights:
+        parser.error("--weights: give the pose network's")
+    table = load_table(args.dataset or ("pa100k" if args.data else "synthetic"), args.data, args.split, None, args.partition, args.exclude,
+                       domain=args.domain or 0, count=args.images)
+    Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+    if args.command == "average":
+        Image.fromarray(average_image(table, args.size, args.workers)).save(args.out)
+        print(f"{args.out}: the mean of {len(table.names)} images of {table.name}")
+    else:
+        model = pose_model(args.model, args.weights).to(args.device)
+        nobody = find_keypoints(model, table, args.out, args.batch_size, args.workers, f"{args.model} {args.weights}")
+        print(f"{args.out}: 16 points on each of {len(table.names)} images of {table.name}; nobody found on {nobody}")
+
+
+if __name__ == "__main__":
+    command(main)

@@ -2,6 +2,7 @@
 
     python evaluate.py runs/synthetic-S/best.pt
     python evaluate.py CHECKPOINT --dataset pa100k --data FOLDER --split test --json FILE
+    python evaluate.py CHECKPOINT --dataset rap1 --data FOLDER       a model of another dataset: the shared attributes (Tab. 7-9)
 
 Also holds what every user of a checkpoint needs: `build_model`, `load_model`, `predict`.
 """
@@ -13,10 +14,11 @@ from pathlib import Path
 
 import torch
 
-from data import command, load_table, loader, show_progress, write_json
+from data import PARTS, add_dataset_arguments, command, join_columns, load_table, loader, shared_attributes, show_progress, write_json
 from sspnet import GROUPS, SCALES, Baseline, SSPNet, label_counts, mean_accuracy
 
 METRICS = ("mA", "Accu", "Prec", "Rec", "F1")
+SOURCE = ("dataset", "data", "keypoints", "partition", "exclude", "domain")  # where images come from, in arguments and configs
 
 
 def metrics(logits, labels):
@@ -108,37 +110,32 @@ def load_model(file, device="cpu"):
 def add_data_arguments(parser, split="test"):
     """The arguments with which a command names a split and a device; what is left out comes from the checkpoint."""
     parser.add_argument("checkpoint", help="best.pt or last.pt of a training")
-    parser.add_argument("--dataset", choices=["synthetic", "pa100k"], help="default: the one trained on")
-    parser.add_argument("--data", help="the dataset's folder; default: the one trained on")
-    parser.add_argument("--split", default=split, choices=["train", "val", "test", "trainval"])
+    add_dataset_arguments(parser)
+    parser.add_argument("--split", default=split, choices=PARTS)
     parser.add_argument("--keypoints", help="keypoint file (.npz) for PLE-K")
-    parser.add_argument("--domain", type=int, choices=[0, 1], help="the synthetic set's domain")
-    parser.add_argument("--images", type=int, help="images per split of the synthetic set")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 
 
 def open_table(args, config):
-    """The table of the split that the arguments ask for, checked against the checkpoint's attributes."""
-    chosen = {k: config[k] if getattr(args, k) is None else getattr(args, k) for k in ("dataset", "data", "keypoints")}
-    if chosen["dataset"] != config["dataset"]:  # another dataset's files are not to be found at the trained one's place
-        chosen.update(data=args.data, keypoints=args.keypoints)
-    domain = config["domain"] if args.domain is None else args.domain
-    table = open_dataset(config["ple"], **chosen, split=args.split, size=config["size"], domain=domain, images=args.images)
-    if table.attributes != config["attributes"]:
-        raise ValueError(f"{table.name}: its {len(table.attributes)} attributes are not the {len(config['attributes'])} "
-                         f"of {args.checkpoint}, which was trained on {config['dataset']}")
-    return table
+    """The table of the split that the arguments ask for, with the model's columns for each of its attributes.
+
+    The dataset that the model was trained on, and its files, unless the arguments name another; of another dataset the
+    shared attributes (see `shared_attributes`).
+    """
+    source = {key: getattr(args, key) for key in SOURCE}
+    source["dataset"] = source["dataset"] or config["dataset"]
+    if source["dataset"] == config["dataset"]:  # another dataset's files are not to be found at the trained one's place
+        source = {key: config.get(key) if value is None else value for key, value in source.items()}
+    table = open_dataset(config["ple"], source, args.split, config["size"], args.images)
+    return shared_attributes(config["dataset"], config["attributes"], source["dataset"], table)
 
 
-def open_dataset(ple, dataset, data, keypoints, split, size, domain=0, images=None):
-    """`load_table` with the arguments that train.py and a checkpoint's config share."""
-    if dataset != "synthetic" and data is None:
-        raise ValueError(f"dataset {dataset}: give its folder with --data")
-    if dataset == "synthetic" and data is not None:
-        raise ValueError(f"--data {data}: the synthetic set is drawn, give --dataset pa100k to read a folder")
-    table = load_table(dataset, data, split, keypoints, {"size": size, "domain": domain, "count": images})
+def open_dataset(ple, source, split, size, images=None):
+    """The table of a split for a model with the given PLE; `source` has the keys `SOURCE`."""
+    drawing = {"size": size, "domain": source["domain"] or 0, "count": images} if source["dataset"] == "synthetic" else {}
+    table = load_table(**{key: source[key] for key in SOURCE if key != "domain"}, split=split, **drawing)
     if ple == "K" and table.keypoints is None:
         raise ValueError(f"{table.name}: PLE-K needs keypoints, give --keypoints FILE")
     return table
@@ -169,13 +166,16 @@ def main():
     parser.add_argument("--json", help="write the result to this file as well")
     args = parser.parse_args()
     model, config = load_model(args.checkpoint, args.device)
-    table = open_table(args, config)
+    table, columns = open_table(args, config)
     batches = loader(table, config["size"], args.batch_size, workers=args.workers, device=args.device)
     scales = [SCALES[s] for s in model.afss.scales()] if isinstance(model, SSPNet) else None
-    result, lines = report(table, *predict(model, batches, args.device, progress=True), scales)
+    logits, labels = predict(model, batches, args.device, progress=True)
+    result, lines = report(table, join_columns(logits, columns), labels, scales and ["+".join(sorted({scales[j] for j in own})) for own in columns])
+    if len(columns) < len(config["attributes"]):
+        print(f"trained on {config['dataset']}, which shares {len(columns)} of its {len(config['attributes'])} attributes; the average is mA")
     print("\n".join(lines))
     if args.json:
-        write_json(args.json, {"checkpoint": args.checkpoint, "ple": config["ple"], **result})
+        write_json(args.json, {"checkpoint": args.checkpoint, "ple": config["ple"], "trained_on": config["dataset"], **result})
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Weakly supervised attribute localization, Sec. 3.2.5 and 4.5: Grad-CAM-P, boxes, IoU and its correlation with confidence.
 
     python localize.py CHECKPOINT                       the test split: IoU and PCC per attribute (Tab. 10), panels (Fig. 7)
+    python localize.py CHECKPOINT --dataset pcs --data FOLDER     People Clothing Segmentation (Tab. 10, Fig. 8)
     python localize.py CHECKPOINT photo.jpg folder/     any pictures: attributes with probabilities, panels
 
     grad_cam_p, grad_cam     response maps of Eq. 13 and of the original Grad-CAM
@@ -18,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 
-from data import Table, command, loader, read_image, read_keypoints, show_progress, write_json
+from data import Table, command, join_columns, loader, read_image, read_keypoints, show_progress, write_json
 from evaluate import add_data_arguments, load_model, open_table
 from sspnet import enlarge
 
@@ -164,50 +165,49 @@ def chosen_attributes(names, attributes):
     index = {name.lower(): j for j, name in enumerate(attributes)}
     for name in names or ():
         if name.lower() not in index:
-            raise ValueError(f"--attributes {name}: the checkpoint knows {', '.join(attributes)}")
+            raise ValueError(f"--attributes {name}: expected some of {', '.join(attributes)}")
     return sorted(index[name.lower()] for name in names) if names else list(range(len(attributes)))
 
 
-def localize(model, table, batches, attributes, cam=grad_cam_p, threshold=THRESHOLD, device="cpu", panels=0, save_panel=None):
+def localize(model, table, columns, batches, attributes, cam=grad_cam_p, threshold=THRESHOLD, device="cpu", panels=0, save_panel=None):
     """Boxes of a table's images, held against its own where it has them.
 
     Args:
-        attributes: the attribute indices to look at.
-        panels, save_panel: for the first `panels` images, save_panel(i, panel of the attributes that are predicted
-            or, where `attributes` are fewer than all, of those) is called.
+        columns: for each of the table's attributes the model's columns that stand for it; of several, the heat map is
+            that of the one with the highest logit on the image.
+        attributes: the table's attributes to look at, as indices.
+        panels, save_panel: for the first `panels` images, save_panel(i, panel) is called; a panel shows the attributes
+            that are predicted or have a true box or, where `attributes` are fewer than all, those.
     Returns:
         Probabilities (N, L), and {attribute index: [(image, iou, probability), ...]} over the images that have a
         true box of the attribute.
     """
-    probabilities, pairs, started = [], {j: [] for j in attributes}, time.time()
+    boxed = np.zeros(table.labels.shape, bool) if table.boxes is None else np.isfinite(table.boxes[:, :, 0])  # (N, L)
+    probabilities, pairs, started = [], {k: [] for k in attributes}, time.time()
     for images, _, keypoints, index in batches:
         indices = index.tolist()
-        wanted = [j for j in attributes if table.boxes is not None and np.isfinite(table.boxes[indices, j, 0]).any()]
-        wanted = list(attributes) if indices[0] < panels else wanted
-        logits, responses = heatmaps(model, images.to(device).to(memory_format=torch.channels_last), wanted,
-                                     keypoints.to(device), cam)
-        probability = logits.float().sigmoid().cpu()
+        wanted = [k for k in attributes if indices[0] < panels or boxed[indices, k].any()]
+        own = sorted({j for k in wanted for j in columns[k]})
+        logits, responses = heatmaps(model, images.to(device).to(memory_format=torch.channels_last), own, keypoints.to(device), cam)
+        logits, responses = logits.float().cpu(), {j: response.cpu() for j, response in zip(own, responses)}
+        probability = join_columns(logits, columns).sigmoid()
         probabilities.append(probability)
-        responses = [response.cpu() for response in responses]
         for b, i in enumerate(indices):
-            image, tiles = None, []
-            shown = set(attributes) if len(attributes) < len(table.attributes) else set(torch.nonzero(logits[b] > 0)[:, 0].tolist())
-            for j, response in zip(wanted, responses):
-                truth = table.boxes[i, j].tolist() if table.boxes is not None and np.isfinite(table.boxes[i, j, 0]) else None
-                draw = i < panels and j in shown
-                if truth is None and not draw:
-                    continue
-                image = read_image(table.images[i]) if image is None else image  # (3, H, W), for its size and the panel
-                heat = heat_map(response[b], model.strides[model.map_of(j)], model.backbone.centred, images.shape[2:], image.shape[1:])
-                box = box_of(heat, threshold)
-                iou = box_iou(box, truth)
-                if truth is not None:
-                    pairs[j].append((i, iou, probability[b, j].item()))
-                if draw:
-                    caption = f"{table.attributes[j]}\np {probability[b, j]:.2f}" + (f"  IoU {iou:.2f}" if truth else "")
+            shown = {k for k in attributes if i < panels and (len(attributes) < len(columns) or probability[b, k] > 0.5 or boxed[i, k])}
+            looked_at = [k for k in wanted if boxed[i, k] or k in shown]
+            tiles = []
+            image = read_image(table.images[i]) if looked_at or i < panels else None  # (3, H, W), for its size and the panel
+            for k in looked_at:
+                j = max(columns[k], key=lambda j: logits[b, j])
+                heat = heat_map(responses[j][b], model.strides[model.map_of(j)], model.backbone.centred, images.shape[2:], image.shape[1:])
+                box, truth = box_of(heat, threshold), table.boxes[i, k].tolist() if boxed[i, k] else None
+                caption = f"{table.attributes[k]}\np {probability[b, k]:.2f}"
+                if truth:
+                    pairs[k].append((i, box_iou(box, truth), probability[b, k].item()))
+                    caption += f"  IoU {pairs[k][-1][1]:.2f}"
+                if k in shown:
                     tiles.append((caption, heat, box, truth))
             if i < panels:
-                image = read_image(table.images[i]) if image is None else image
                 save_panel(i, panel(image.permute(1, 2, 0).numpy(), tiles))
         show_progress(f"{indices[-1] + 1}/{len(table.names)} images", indices[-1] + 1, len(table.names), started)
     return torch.cat(probabilities), pairs
@@ -243,7 +243,8 @@ def main():
     if not 0 < args.threshold <= 1:
         parser.error(f"--threshold {args.threshold}: expected more than 0, at most 1")
     model, config = load_model(args.checkpoint, args.device)
-    table = pictures(args.paths, config, args.keypoints) if args.paths else open_table(args, config)
+    table, columns = open_table(args, config) if not args.paths else (
+        pictures(args.paths, config, args.keypoints), [[j] for j in range(len(config["attributes"]))])
     attributes = chosen_attributes(args.attributes, table.attributes)
     panels = args.panels if args.panels is not None else len(table.names) if args.paths else 20
     out = Path(args.out or Path(args.checkpoint).parent / "panels")
@@ -256,7 +257,7 @@ def main():
 
     batches = loader(table, config["size"], args.batch_size, workers=args.workers, device=args.device)
     probabilities, pairs = localize(
-        model, table, batches, attributes, grad_cam if args.cam == "grad-cam" else grad_cam_p, args.threshold, args.device,
+        model, table, columns, batches, attributes, grad_cam if args.cam == "grad-cam" else grad_cam_p, args.threshold, args.device,
         panels, save_panel)
     result = {"checkpoint": args.checkpoint, "ple": config["ple"], "cam": args.cam, "threshold": args.threshold}
     if args.paths:

@@ -62,7 +62,7 @@ class Backbone(nn.Module):
             raise ValueError(f"backbone {name!r}: expected one of {', '.join(self.names)}")
         net = get_model(name, weights="IMAGENET1K_V1" if weights == "imagenet" else None)
         if weights not in (None, "imagenet"):
-            load_weights(net, weights)
+            load_weights(net, weights, ("fc.", "head."))
         self.swin = name.startswith("swin")
         # Where pixel k of a map of stride s looks: Swin's patches at the middle of image pixels s k .. s k + s - 1,
         # ResNet's strided convolutions, padded on both sides, at image pixel s k.
@@ -91,18 +91,19 @@ class Backbone(nn.Module):
         return maps
 
 
-def load_weights(net, file):
-    """Loads a state dict file into a torchvision model, the classifier (`fc.`, `head.`) excepted."""
+def load_weights(net, file, ignore=()):
+    """Loads a state dict file into a network, names and shapes alike; names that start with one of `ignore` are left out."""
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # the zip reader and the restricted unpickler raise many kinds
         raise ValueError(f"{file}: not a readable state dict ({str(error).strip().splitlines()[0]})") from None
-    state = {k: v for k, v in state.items() if not k.startswith(("fc.", "head."))}
-    expected = {k: v for k, v in net.state_dict().items() if not k.startswith(("fc.", "head."))}
-    for key, value in expected.items():
-        if key not in state or state[key].shape != value.shape:
-            found = list(state[key].shape) if key in state else "nothing"
-            raise ValueError(f"{file}: {key} is {found}, expected {list(value.shape)}")
+    state = state.get("state_dict", state) if isinstance(state, dict) else {}
+    state = {k: v for k, v in state.items() if not k.startswith(ignore)}
+    expected = {k: v for k, v in net.state_dict().items() if not k.startswith(ignore)}
+    for key in [*expected, *state]:
+        found, wanted = (list(of[key].shape) if key in of else "nothing" for of in (state, expected))
+        if found != wanted and not key.endswith("num_batches_tracked"):  # a counter that old files lack
+            raise ValueError(f"{file}: {key} is {found}, expected {wanted}")
     net.load_state_dict(state, strict=False)
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from torch.optim.swa_utils import AveragedModel
 
-from data import command, loader, show_progress, start_epoch
-from evaluate import METRICS, autocast, build_model, group_means, metrics, open_dataset, predict, read_checkpoint
+from data import WITHOUT_VALIDATION, add_dataset_arguments, command, loader, show_progress, start_epoch
+from evaluate import METRICS, SOURCE, autocast, build_model, group_means, metrics, open_dataset, predict, read_checkpoint
 from sspnet import GROUPS, SCALES, Backbone, HierarchicalLoss, SSPNet
 
 # The paper's recipe (Sec. 4), completed from the Strong Baseline where the paper is silent.
@@ -53,12 +53,10 @@ def parse_arguments(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--ple", default="S", choices=["R", "K", "S", "none"], help="prior location extraction; none: the baseline")
-    add("--dataset", choices=["synthetic", "pa100k"], help="default: synthetic, or pa100k where --data is given")
-    add("--data", help="the dataset's folder")
+    add_dataset_arguments(parser)  # the dataset is synthetic by default, or pa100k where --data is given
     add("--keypoints", help="keypoint file (.npz) for PLE-K")
-    add("--train-split", default="train", choices=["train", "trainval"], help="trainval keeps the last epoch as best.pt")
-    add("--domain", type=int, default=0, choices=[0, 1], help="the synthetic set's domain")
-    add("--images", type=int, help="images per split of the synthetic set")
+    add("--train-split", choices=["train", "trainval"], help="trainval keeps the last epoch as best.pt; it is the default for "
+        "rap1 and pcs, which have no validation split")
     add("--backbone", choices=Backbone.names)
     add("--weights", help="of the backbone: imagenet, none, or a file with torchvision's state dict")
     add("--size", type=int, nargs=2, metavar=("H", "W"))
@@ -81,7 +79,8 @@ def parse_arguments(argv=None):
     add("--workers", type=int, help="processes that load images; default 0 for drawn images, 2 for files")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args(argv)
-    args.dataset = args.dataset or ("pa100k" if args.data else "synthetic")
+    args.dataset, args.domain = args.dataset or ("pa100k" if args.data else "synthetic"), args.domain or 0
+    args.train_split = args.train_split or ("trainval" if args.dataset in WITHOUT_VALIDATION else "train")
     for key, value in (SYNTHETIC_RECIPE if args.dataset == "synthetic" else RECIPE).items():
         if getattr(args, key) is None:
             setattr(args, key, value)
@@ -101,7 +100,7 @@ def parse_arguments(argv=None):
 
 
 # What a checkpoint remembers of the arguments; a resumed run must be given the same.
-CONFIG = ("ple", "dataset", "data", "keypoints", "train_split", "domain", "images", "backbone", "weights", "size", "channels", "epochs",
+CONFIG = ("ple", *SOURCE, "train_split", "images", "backbone", "weights", "size", "channels", "epochs",
           "batch_size", "lr", "schedule", "afss", "freeze", "M", "ratio", "offsets", "prior", "seed", "amp")
 
 
@@ -257,9 +256,8 @@ def main(argv=None):
             raise ValueError(f"{last}: was trained with {k} {checkpoint['config'].get(k)}, not {config[k]}: resume with its own arguments")
     elif last.exists():
         raise ValueError(f"{last}: a training is here already: give --resume to go on with it, or another --out")
-    source = {k: config[k] for k in ("ple", "dataset", "data", "keypoints", "size", "domain", "images")}
-    table = open_dataset(**source, split=args.train_split)
-    validation = open_dataset(**source, split="val") if args.train_split == "train" else None
+    table = open_dataset(args.ple, config, args.train_split, args.size, args.images)
+    validation = open_dataset(args.ple, config, "val", args.size, args.images) if args.train_split == "train" else None
     if len(table.names) < 2:
         raise ValueError(f"{table.name}: {len(table.names)} image, expected at least 2 to train on")
     config.update(attributes=table.attributes, groups=table.groups)

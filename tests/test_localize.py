@@ -133,5 +133,5 @@ def test_panel_draws_both_boxes():
 def test_chosen_attributes():
     assert chosen_attributes(None, ["Hat", "boots"]) == [0, 1]
     assert chosen_attributes(["Boots"], ["Hat", "boots"]) == [1]
-    with pytest.raises(ValueError, match="--attributes Wig: the checkpoint knows Hat, boots"):
+    with pytest.raises(ValueError, match="--attributes Wig: expected some of Hat, boots"):
         chosen_attributes(["Wig"], ["Hat", "boots"])
