@@ -116,11 +116,10 @@ def enlarge(x, size, factor, centred):
         centred: as `Backbone.centred`. False puts pixel k of x on pixel k * factor of the result and holds the last
             ones beyond; aligning the edges instead would move C5's content by 14 image pixels on its way to P1.
     """
-    if centred:
-        return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
-    inner = [(n - 1) * factor + 1 for n in x.shape[-2:]]
-    x = F.interpolate(x, size=inner, mode="bilinear", align_corners=True)
-    return F.pad(x, (0, size[1] - inner[1], 0, size[0] - inner[0]), mode="replicate")
+    if not centred:
+        x = F.pad(x, (0, 1, 0, 1), mode="replicate")
+    whole = [n * factor if centred else (n - 1) * factor + 1 for n in x.shape[-2:]]
+    return F.interpolate(x, size=whole, mode="bilinear", align_corners=not centred)[:, :, : size[0], : size[1]]
 
 
 class FPN(nn.Module):
@@ -138,16 +137,61 @@ class FPN(nn.Module):
             nn.init.kaiming_normal_(conv.weight, mode="fan_in", nonlinearity="linear")  # unit scale in, unit scale out
             nn.init.zeros_(conv.bias)
 
-    def forward(self, features, scales=(0, 1, 2)):
-        """C2..C5 -> [P1, P2, P3], each (B, channels, H, W); scales that are not asked for are None, uncomputed."""
+    def forward(self, features, scales=(0, 1, 2), lazily=False):
+        """C2..C5 -> [P1, P2, P3], each (B, channels, H, W); scales that are not asked for are None, uncomputed.
+
+        `lazily`: the finest as a `LazyMap`, computed where it is read.
+        """
         pyramid = [None] * len(SCALES)
         top = self.laterals[3](features[3])
-        for i in range(2, min(scales) - 1, -1):  # P3 = C4 + C5, P2 = C3 + P3, P1 = C2 + P2, each before smoothing
-            lateral = self.laterals[i](features[i])
-            top = lateral + enlarge(top, lateral.shape[-2:], 2, self.centred)
+        finest = min(scales)
+        for i in range(2, finest - 1, -1):  # P3 = C4 + C5, P2 = C3 + P3, P1 = C2 + P2, each before smoothing
+            if lazily and i == finest:
+                pyramid[i] = LazyMap(self, i, features[i], top)
+                break
+            top = self.add_lateral(i, features[i], top)
             if i in scales:
                 pyramid[i] = self.smooth[i](top)
         return pyramid
+
+    def add_lateral(self, i, feature, above):
+        """C2, C3 or C4 (i = 0, 1, 2) and the next coarser map -> the map before smoothing."""
+        lateral = self.laterals[i](feature)
+        return lateral + enlarge(above, lateral.shape[-2:], 2, self.centred)
+
+
+class LazyMap:
+    """The pyramid's finest map, of which only the rows that are read are computed: Tab. A.11's head needs 3/8 of P1, and
+    the whole of P1 costs half a ResNet50. The host must know which rows; a GPU would have to wait for it.
+
+    `shape` (B, C, H, W) is the whole map's.
+    """
+
+    def __init__(self, fpn, i, feature, above):
+        self.fpn, self.i, self.feature, self.above = fpn, i, feature, above
+        self.shape, self.device = (len(feature), above.shape[1], *feature.shape[2:]), feature.device
+        self.top, self.x = 0, None  # the first row computed, and all that are
+
+    def rows(self, top, bottom):
+        """Computes rows top to bottom, half-open, where they are not; returns all that are, (B, C, h, W), and their first."""
+        top, bottom = max(0, top), min(self.shape[2], bottom)
+        if self.x is None:
+            self.top, self.x = top, self._compute(top, bottom)
+        end = self.top + self.x.shape[2]
+        if top < self.top or bottom > end:
+            before = [self._compute(top, self.top)] if top < self.top else []
+            after = [self._compute(end, bottom)] if bottom > end else []
+            self.top, self.x = min(top, self.top), torch.cat([*before, self.x, *after], 2)
+        return self.x, self.top
+
+    def _compute(self, top, bottom):
+        H, h = self.shape[2], self.above.shape[2]
+        first, last = max(0, top - 1), min(H, bottom + 1)  # with the neighbours that the 3x3 kernel reads
+        coarse, end = max(0, first // 2 - 1), min(h, last // 2 + 2)  # and those that enlarging reads
+        feature = self.feature[:, :, 2 * coarse : min(H, 2 * end)]
+        x = self.fpn.add_lateral(self.i, feature, self.above[:, :, coarse:end])[:, :, first - 2 * coarse : last - 2 * coarse]
+        x = self.fpn.smooth[self.i](x)[:, :, top - first : bottom - first]
+        return x.contiguous(memory_format=torch.channels_last)
 
 
 # ---- mean accuracy (Sec. 4.1, Eq. 14) ----
@@ -256,7 +300,7 @@ def bilinear_sample(x, points, weights=None):
     """x at fractional points, zero outside the map; with weights, their weighted sum over m: sum_m W_m x(P_m).
 
     Args:
-        x: (B, C, H, W).
+        x: (B, C, H, W), or a `LazyMap`.
         points: (B, N, M, 2), (x, y) in pixels of x.
         weights: (B, N, M); by default each point counts 1.
     Returns:
@@ -265,18 +309,22 @@ def bilinear_sample(x, points, weights=None):
     B, C, H, W = x.shape
     corner = points.detach().floor()  # (B, N, M, 2), the pixel above and to the left of each point
     left, top = corner.unbind(-1)  # (B, N, M)
+    first = 0  # row of the map that is x's first
+    if isinstance(x, LazyMap):
+        lowest, highest = (int(v) for v in top.clamp(-1, H - 1).aminmax())
+        x, first = x.rows(lowest - 1, highest + 3)  # and a row more on each side, for the offset points to come
     fx, fy = (points - corner).unbind(-1)  # (B, N, M)
     rows, shares = [], []
     for row, share_y in ((top, 1 - fy), (top + 1, fy)):
         for column, share_x in ((left, 1 - fx), (left + 1, fx)):
             inside = (column >= 0) & (column < W) & (row >= 0) & (row < H)
             share = torch.where(inside, share_x * share_y, 0)
-            rows.append(torch.where(inside, row * W + column, 0).long())
+            rows.append(torch.where(inside, (row - first) * W + column, 0).long())
             shares.append(share if weights is None else weights * share)
-    rows = torch.stack(rows, -1) + H * W * torch.arange(B, device=x.device).view(B, 1, 1, 1)  # (B, N, M, 4)
+    rows = torch.stack(rows, -1) + x.shape[2] * W * torch.arange(B, device=x.device).view(B, 1, 1, 1)  # (B, N, M, 4)
     shares = torch.stack(shares, -1).to(x.dtype)
     # A bag is one point's 4 M pixels: it reads whole pixels (rows of C numbers) and keeps no (B, N, M, C) in memory.
-    pixels = x.permute(0, 2, 3, 1).reshape(B * H * W, C)
+    pixels = x.permute(0, 2, 3, 1).reshape(-1, C)
     bags = F.embedding_bag(rows.flatten(2).flatten(0, 1), pixels, mode="sum",
                            per_sample_weights=shares.flatten(2).flatten(0, 1))
     return bags.unflatten(0, points.shape[:2])
@@ -332,9 +380,10 @@ class PLE_R(nn.Module):
         self.prior = prior
 
     def forward(self, x, group, keypoints=None):
-        """x (B, C, H, W) -> (B, C, h, W)."""
+        """x (B, C, H, W) or a `LazyMap` -> (B, C, h, W)."""
         top, bottom = prior_region(group if self.prior else "all", x.shape[2])
-        return x[:, :, top:bottom]
+        x, first = x.rows(top, bottom) if isinstance(x, LazyMap) else (x, 0)
+        return x[:, :, top - first : bottom - first]
 
 
 class PLE_K(nn.Module):
@@ -347,10 +396,12 @@ class PLE_K(nn.Module):
         super().__init__()
         self.prior = prior
         self.sample = OffsetSampling(channels, M) if offsets else PointSampling()
+        for name, indices in KEYPOINT_GROUPS.items():  # buffers, which lie where the keypoints do
+            self.register_buffer(name, torch.tensor(indices), persistent=False)
 
     def forward(self, x, group, keypoints):
         """x (B, C, H, W), keypoints (B, 16, 2) in pixels of x -> (B, C, n), the group's n keypoints in index order."""
-        points = keypoints[:, KEYPOINT_GROUPS[group if self.prior else "all"]]
+        points = keypoints.index_select(1, getattr(self, group if self.prior else "all"))
         return self.sample(x, points).transpose(1, 2)
 
 
@@ -378,7 +429,7 @@ class PLE_S(nn.Module):
     def forward(self, x, group, keypoints=None):
         """x (B, C, H, W) -> (B, C, rows, columns)."""
         grid = self.points(group, *x.shape[2:], x.device)
-        points = grid.flatten(0, 1).expand(len(x), -1, 2)  # (B, N, 2)
+        points = grid.flatten(0, 1).expand(x.shape[0], -1, 2)  # (B, N, 2)
         return self.sample(x, points).transpose(1, 2).unflatten(2, grid.shape[:2])
 
 
@@ -433,9 +484,9 @@ class SSPNet(nn.Module):
             nn.init.normal_(head.weight, std=0.01)
             nn.init.zeros_(head.bias)
 
-    def features(self, images, scales=None):
+    def features(self, images, scales=None, lazily=False):
         """(B, 3, H, W) -> [P1, P2, P3]; None for a scale that no attribute uses (or that is not in `scales`)."""
-        return self.fpn(self.backbone(images), set(self.afss.scales()) if scales is None else scales)
+        return self.fpn(self.backbone(images), set(self.afss.scales()) if scales is None else scales, lazily)
 
     def group_logits(self, maps, keypoints=None, selection=None):
         """The logits of each group's attributes from the pyramid: a list of (B, n), in the order of `heads`.
@@ -449,13 +500,14 @@ class SSPNet(nn.Module):
         logits = []
         for group, head in self.heads.items():
             chosen = [selection[j] for j in self.members[group]]
-            for i, scale in enumerate(sorted(set(chosen))):
+            at = {}
+            for scale in sorted(set(chosen)):
                 points = None if keypoints is None else image_to_map(keypoints, STRIDES[scale], self.backbone.centred)
-                out = head(pyramid_pool(self.ple(maps[scale], group, points)))  # (B, attributes of the group)
-                if i == 0:
-                    logits.append(out)
-                else:  # AFSS*: the group's attributes are on several scales
-                    logits[-1] = torch.where(torch.tensor(chosen, device=out.device) == scale, out, logits[-1])
+                at[scale] = head(pyramid_pool(self.ple(maps[scale], group, points)))  # (B, attributes of the group)
+            if len(at) == 1:
+                logits.append(at[scale])
+            else:  # AFSS*: the group's attributes are on several scales
+                logits.append(torch.stack([at[scale][:, i] for i, scale in enumerate(chosen)], 1))
         return logits
 
     def classify(self, maps, keypoints=None, selection=None):
@@ -476,10 +528,9 @@ class SSPNet(nn.Module):
         """
         if isinstance(self.ple, PLE_K) and keypoints is None:
             raise ValueError("PLE-K needs keypoints (B, 16, 2): none were given")
-        if not self.training:
-            return self.classify(self.features(images), keypoints)
-        if not self.afss.live:
-            return self.classify(self.features(images), keypoints)[None]
+        if not (self.training and self.afss.live):
+            logits = self.classify(self.features(images, lazily=not images.is_cuda), keypoints)
+            return logits[None] if self.training else logits
         maps = self.features(images, scales=range(len(SCALES)))
         L = len(self.afss.attribute_groups)
         return torch.stack([self.classify(maps, keypoints, [s] * L) for s in range(len(SCALES))])

@@ -182,7 +182,7 @@ def reference_enlarge(x, H, W, factor, centred):
 def test_enlarge_matches_loops(h, w, factor, centred):
     torch.manual_seed(3)
     x = torch.randn(1, 2, h, w, dtype=torch.float64)
-    for H, W in ((h * factor, w * factor), (h * factor - (0 if centred else factor - 1), w * factor)):
+    for H, W in ((h * factor, w * factor), (h * factor - factor + 1, w * factor - factor // 2)):
         assert_close(enlarge(x, (H, W), factor, centred), reference_enlarge(x, H, W, factor, centred))
 
 
@@ -202,6 +202,60 @@ def test_fpn_matches_the_definition_and_skips_what_is_not_asked_for(centred):
         only = fpn([None, *C[1:]], scales={1})  # P2 needs no C2
     assert only[0] is None and only[2] is None
     assert_close(only[1], expected[1])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("centred", [False, True])
+@pytest.mark.parametrize("H, W", [(16, 8), (13, 7), (3, 2)])
+def test_a_lazy_maps_rows_are_the_maps_rows(centred, H, W):
+    """In whatever order rows are asked for, and nothing but those and the rows between is computed."""
+    torch.manual_seed(4)
+    fpn = FPN([2, 3, 4, 5], channels=6, centred=centred).double()
+    size = lambda s: (-(-H // s), -(-W // s))
+    C = [torch.randn(2, c, *size(s), dtype=torch.float64) for c, s in zip((2, 3, 4, 5), (1, 2, 4, 8))]
+    whole = fpn(C)
+    for finest, scales in ((0, {0, 1, 2}), (0, {0}), (1, {1, 2}), (2, {2})):
+        for requests in ([(0, 1)], [(1, 2), (0, H)], [(2, 3), (0, 1), (1, 9)], [(-4, H + 5)], [(H - 1, H), (0, 1)]):
+            lazy = fpn(C, scales, lazily=True)
+            assert lazy[finest].shape == whole[finest].shape
+            low, high = whole[finest].shape[2], 0
+            for top, bottom in requests:
+                top, bottom = max(0, min(top, whole[finest].shape[2] - 1)), max(1, min(bottom, whole[finest].shape[2]))
+                low, high = min(low, top), max(high, bottom)
+                x, first = lazy[finest].rows(top, bottom)
+                assert (first, x.shape[2]) == (low, high - low)
+                assert_close(x, whole[finest][:, :, low:high])
+            for i in scales - {finest}:
+                assert_close(lazy[i], whole[i])
+
+
+@pytest.mark.parametrize("ple, backbone", [("R", "resnet18"), ("K", "resnet18"), ("S", "resnet18"), ("S", "swin_t")])
+@pytest.mark.parametrize("selection", [{"head": 0, "torso": 1, "bottom": 1, "all": 2}, {"head": 1, "torso": 0, "bottom": 0, "all": 1}])
+def test_reading_lazily_changes_no_logit_and_no_gradient(ple, backbone, selection):
+    torch.manual_seed(0)
+    model = SSPNet(list(PA100K_GROUPS.values()), ple, backbone, channels=16).train()
+    model.afss.selection.copy_(torch.tensor([selection[g] for g in PA100K_GROUPS.values()]))
+    model.afss.live = False
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d) or type(layer).__name__ == "StochasticDepth":
+            layer.eval()
+    if ple != "R":  # offsets that leave the region, the rows around it, and here and there the map
+        torch.nn.init.normal_(model.ple.sample.offsets.weight, std=3)
+    images, keypoints = torch.randn(2, 3, 96, 64), torch.rand(2, 16, 2) * torch.tensor([80, 110]) - 8
+    found = []
+    for lazily in (False, True):
+        model.zero_grad()
+        logits = model(images, keypoints)[0] if lazily else model.classify(model.features(images), keypoints)
+        logits.square().sum().backward()
+        found.append((logits.detach(), {name: p.grad for name, p in model.named_parameters()}))
+    (eager, eager_gradients), (lazy, lazy_gradients) = found
+    assert_close(lazy, eager, atol=1e-5, rtol=1e-4)
+    for name, gradient in eager_gradients.items():
+        assert (gradient is None) == (lazy_gradients[name] is None), name
+        if gradient is not None:
+            assert_close(lazy_gradients[name], gradient, atol=1e-5 * gradient.abs().max().item() + 1e-7, rtol=1e-3, msg=lambda m: f"{name}: {m}")
+    with torch.inference_mode():
+        assert_close(model.eval()(images, keypoints), eager, atol=1e-5, rtol=1e-4)
 
 
 @torch.no_grad()
