@@ -34,11 +34,11 @@ def metrics(logits, labels):
         dict of the five floats, "label_mA": L floats (NaN where undefined), "undefined": how many are.
     """
     label_mA = 100 * mean_accuracy(label_counts(logits, labels))  # (L,)
-    predicted, true = logits > 0, labels > 0.5
-    both = (predicted & true).sum(1).double()  # (N,)
-    accu = (both / (predicted | true).sum(1).clamp(min=1)).mean()
-    prec = (both / predicted.sum(1).clamp(min=1)).mean()
-    rec = (both / true.sum(1).clamp(min=1)).mean()
+    predicted, true = (logits > 0).float(), (labels > 0.5).float()
+    both, predictions, positives = ((predicted * true).sum(1).double(), predicted.sum(1).double(), true.sum(1).double())  # (N,)
+    accu = (both / (predictions + positives - both).clamp(min=1)).mean()
+    prec = (both / predictions.clamp(min=1)).mean()
+    rec = (both / positives.clamp(min=1)).mean()
     f1 = 2 * prec * rec / (prec + rec).clamp(min=1e-20)
     values = (label_mA.nanmean(), 100 * accu, 100 * prec, 100 * rec, 100 * f1)
     return dict(zip(METRICS, (v.item() for v in values)), label_mA=label_mA.tolist(), undefined=int(label_mA.isnan().sum()))

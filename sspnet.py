@@ -206,9 +206,11 @@ def label_counts(logits, labels):
     Returns:
         (4, ..., L) float64 counts, which add up over batches.
     """
-    predicted, positive = logits > 0, labels > 0.5
-    counts = (predicted & positive, positive.expand_as(predicted), ~predicted & ~positive, ~positive.expand_as(predicted))
-    return torch.stack([c.sum(-2) for c in counts]).double()
+    predicted, positive = (logits > 0).float(), (labels > 0.5).float()  # float sums are the fastest, and exact to 2^24 samples
+    true_positives, predictions, positives = (predicted * positive).sum(-2), predicted.sum(-2), positive.sum(-2)
+    negatives = len(labels) - positives
+    true_negatives = negatives - (predictions - true_positives)
+    return torch.stack(torch.broadcast_tensors(true_positives, positives, true_negatives, negatives)).double()
 
 
 def mean_accuracy(counts):
