@@ -3,11 +3,14 @@
     python evaluate.py runs/synthetic-S/best.pt
     python evaluate.py CHECKPOINT --dataset pa100k --data FOLDER --split test --json FILE
     python evaluate.py CHECKPOINT --dataset rap1 --data FOLDER       a model of another dataset: the shared attributes (Tab. 7-9)
+    python evaluate.py --compare A.json B.json ...                   results side by side, with the difference to the first
 
 Also holds what every user of a checkpoint needs: `build_model`, `load_model`, `predict`.
 """
 
 import argparse
+import json
+import statistics
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -79,6 +82,11 @@ def build_model(config, weights=None):
                   config["ratio"], config["offsets"], config["prior"], config["channels"])
 
 
+def settings(config):
+    """A config without its lists of attributes and groups, for results."""
+    return {k: v for k, v in config.items() if k not in ("attributes", "groups")}
+
+
 def read_checkpoint(file):
     """A checkpoint's dict; nothing in the file is executed."""
     if not Path(file).is_file():
@@ -109,7 +117,6 @@ def load_model(file, device="cpu"):
 
 def add_data_arguments(parser, split="test"):
     """The arguments with which a command names a split and a device; what is left out comes from the checkpoint."""
-    parser.add_argument("checkpoint", help="best.pt or last.pt of a training")
     add_dataset_arguments(parser)
     parser.add_argument("--split", default=split, choices=PARTS)
     parser.add_argument("--keypoints", help="keypoint file (.npz) for PLE-K")
@@ -160,11 +167,56 @@ def report(table, logits, labels, scales=None):
     return result, lines
 
 
+def compare(files):
+    """Results of evaluate.py or localize.py side by side, as in Tab. 7 and 10: lines for people.
+
+    A column per configuration: the mean over its files (its seeds) with their standard deviation, and in brackets the
+    difference to the first column. Rows: the attributes that all files have, then the totals.
+    """
+    columns = {}
+    for file in files:
+        if not Path(file).is_file():
+            raise FileNotFoundError(f"{file}: no such file")
+        try:
+            result = json.loads(Path(file).read_text())
+            config = {**{k: v for k, v in result["config"].items() if k != "seed" and v is not None}, "on": result["split"]}
+            measures = [m for m in ("mA", "IoU", "PCC") if m in result["attributes"][0]]
+            totals = {m: result.get("average", result)[m] for m in (METRICS if measures == ["mA"] else measures)}
+            figures = {(row["attribute"], m): row[m] for row in result["attributes"] for m in measures}
+            figures.update({("average" if len(measures) > 1 or m == "mA" else "", m): v for m, v in totals.items()})
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+            raise ValueError(f"{file}: not a result of evaluate.py or localize.py --json ({error!r})") from None
+        columns.setdefault(json.dumps(config, sort_keys=True), (config, []))[1].append(figures)
+    columns = list(columns.values())
+    differing = [k for k in {k: None for config, _ in columns for k in config} if len({json.dumps(config.get(k)) for config, _ in columns}) > 1]
+    heads = [" ".join("baseline" if config.get(k) == "none" and k == "ple" else f"SSPNet-{config.get(k)}" if k == "ple" else f"{k} {config.get(k)}"
+                      for k in differing or ["ple"] if k in config) for config, _ in columns]
+    shared = [key for key in columns[0][1][0] if all(key in figures for _, runs in columns for figures in runs)]
+    lines, first = [f"{'':28}" + "".join(f"{head[:25]:>26}" for head in heads)], {}
+    for name, measure in shared:
+        line, digits = f"{name:20} {measure:7}", 2 if measure in METRICS else 3
+        for config, runs in columns:
+            values = [figures[name, measure] for figures in runs if figures[name, measure] is not None]  # null: undefined
+            mean = statistics.mean(values) if values else float("nan")
+            cell = f"{mean:.{digits}f}" + (f"±{statistics.stdev(values):.{digits}f}" if len(values) > 1 else "")
+            cell += f" ({mean - first[name, measure]:+.{digits}f})" if (name, measure) in first else ""
+            first.setdefault((name, measure), mean)
+            line += f"{cell:>26}"
+        lines.append(line)
+    return lines + [f"{'runs':28}" + "".join(f"{len(runs):26}" for _, runs in columns)]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", nargs="?", help="best.pt or last.pt of a training")
     add_data_arguments(parser)
     parser.add_argument("--json", help="write the result to this file as well")
+    parser.add_argument("--compare", nargs="+", metavar="JSON", help="compare results written by --json, here or of localize.py")
     args = parser.parse_args()
+    if (args.checkpoint is None) == (args.compare is None):
+        parser.error("expected a checkpoint, or --compare with results")
+    if args.compare:
+        return print("\n".join(compare(args.compare)))
     model, config = load_model(args.checkpoint, args.device)
     table, columns = open_table(args, config)
     batches = loader(table, config["size"], args.batch_size, workers=args.workers, device=args.device)
@@ -175,7 +227,7 @@ def main():
         print(f"trained on {config['dataset']}, which shares {len(columns)} of its {len(config['attributes'])} attributes; the average is mA")
     print("\n".join(lines))
     if args.json:
-        write_json(args.json, {"checkpoint": args.checkpoint, "ple": config["ple"], "trained_on": config["dataset"], **result})
+        write_json(args.json, {"checkpoint": args.checkpoint, "config": settings(config), **result})
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 
 from data import Table, command, join_columns, loader, read_image, read_keypoints, show_progress, write_json
-from evaluate import add_data_arguments, load_model, open_table
+from evaluate import add_data_arguments, load_model, open_table, settings
 from sspnet import enlarge
 
 THRESHOLD = 0.2  # of the map scaled to [0, 1]; the paper gives none, see README.md
@@ -230,8 +230,9 @@ def tabulate(table, pairs):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_data_arguments(parser)
     add = parser.add_argument
+    add("checkpoint", help="best.pt or last.pt of a training")
+    add_data_arguments(parser)
     add("paths", nargs="*", help="images or folders of images; default: a dataset's split")
     add("--attributes", nargs="+", metavar="NAME", help="default: in panels those predicted, in the table all with boxes")
     add("--cam", default="grad-cam-p", choices=["grad-cam-p", "grad-cam"])
@@ -259,7 +260,7 @@ def main():
     probabilities, pairs = localize(
         model, table, columns, batches, attributes, grad_cam if args.cam == "grad-cam" else grad_cam_p, args.threshold, args.device,
         panels, save_panel)
-    result = {"checkpoint": args.checkpoint, "ple": config["ple"], "cam": args.cam, "threshold": args.threshold}
+    result = {"checkpoint": args.checkpoint, "config": settings(config), "cam": args.cam, "threshold": args.threshold}
     if args.paths:
         result["images"] = {}
         for file, row in zip(table.images, probabilities):

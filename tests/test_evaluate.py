@@ -1,11 +1,12 @@
 """The five metrics against counting, and checkpoints that cannot be used."""
 
+import json
 import math
 
 import pytest
 import torch
 
-from evaluate import group_means, load_model, metrics, report
+from evaluate import METRICS, compare, group_means, load_model, main, metrics, report
 from test_data import table_of
 
 
@@ -63,6 +64,37 @@ def test_undefined_attributes_are_left_out_and_counted():
 
 def test_a_logit_of_zero_is_a_negative():
     assert metrics(torch.zeros(2, 1), torch.tensor([[1.0], [0.0]]))["mA"] == 50
+
+
+def write_result(file, ple, seed, values, measures=("mA",), **config):
+    rows = [{"attribute": a, **dict(zip(measures, v if isinstance(v, tuple) else (v,)))} for a, v in values.items()]
+    totals = {"average": {"IoU": 0.25, "PCC": None}} if measures[0] == "IoU" else dict.fromkeys(METRICS, 70.0 + seed)
+    file.write_text(json.dumps({"config": {"ple": ple, "seed": seed, "keypoints": None, **config}, "split": "test", "attributes": rows, **totals}))
+    return file
+
+
+def test_compare_gives_means_spreads_and_differences(tmp_path, capsys, monkeypatch):
+    files = [write_result(tmp_path / "a.json", "none", 0, {"Hat": 60.0, "Boots": 50.0}), write_result(tmp_path / "b.json", "none", 1, {"Hat": 64.0, "Boots": None}),
+             write_result(tmp_path / "c.json", "S", 0, {"Boots": 53.5, "Hat": 61.0, "Wig": 1.0}, freeze=3)]
+    monkeypatch.setattr("sys.argv", ["evaluate.py", "--compare", *map(str, files)])
+    main()
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == ["baseline", "SSPNet-S", "freeze", "3"]
+    assert lines[1] == ["Hat", "mA", "62.00±2.83", "61.00", "(-1.00)"] and lines[2] == ["Boots", "mA", "50.00", "53.50", "(+3.50)"]
+    assert lines[3] == ["average", "mA", "70.50±0.71", "70.00", "(-0.50)"] and len(lines) == 9 and lines[-1] == ["runs", "2", "1"]
+
+
+def test_compare_localization_results_and_name_bad_ones(tmp_path):
+    file = write_result(tmp_path / "a.json", "K", 0, {"Hat": (0.1, 0.5)}, ("IoU", "PCC"))
+    lines = [line.split() for line in compare([file])]
+    assert lines == [["SSPNet-K"], ["Hat", "IoU", "0.100"], ["Hat", "PCC", "0.500"], ["average", "IoU", "0.250"], ["average", "PCC", "nan"], ["runs", "1"]]
+    (tmp_path / "b.json").write_text('{"config": 1}')
+    (tmp_path / "c.json").write_text("not JSON")
+    for bad in ("b.json", "c.json"):
+        with pytest.raises(ValueError, match=f"{bad}: not a result of evaluate.py or localize.py"):
+            compare([file, tmp_path / bad])
+    with pytest.raises(FileNotFoundError, match="nowhere.json: no such file"):
+        compare([tmp_path / "nowhere.json"])
 
 
 def test_group_means_skip_undefined_attributes():
