@@ -4,6 +4,7 @@
     python evaluate.py CHECKPOINT --dataset pa100k --data FOLDER --split test --json FILE
     python evaluate.py CHECKPOINT --dataset rap1 --data FOLDER       a model of another dataset: the shared attributes (Tab. 7-9)
     python evaluate.py --compare A.json B.json ...                   results side by side, with the difference to the first
+    python evaluate.py --profile                                     parameters, GFLOPs and speed (Tab. 3)
 
 Also holds what every user of a checkpoint needs: `build_model`, `load_model`, `predict`.
 """
@@ -11,13 +12,15 @@ Also holds what every user of a checkpoint needs: `build_model`, `load_model`, `
 import argparse
 import json
 import statistics
+import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from data import PARTS, add_dataset_arguments, command, join_columns, load_table, loader, shared_attributes, show_progress, write_json
+from data import PA100K_GROUPS, PARTS, add_dataset_arguments, command, join_columns, load_table, loader, shared_attributes, show_progress, write_json
 from sspnet import GROUPS, SCALES, Baseline, SSPNet, label_counts, mean_accuracy
 
 METRICS = ("mA", "Accu", "Prec", "Rec", "F1")
@@ -206,17 +209,76 @@ def compare(files):
     return lines + [f"{'runs':28}" + "".join(f"{len(runs):26}" for _, runs in columns)]
 
 
+# Tab. 3: millions of parameters, GFLOPs, images/s.
+TAB_3 = {
+    ("none", "resnet50"): (23.56, 2.69, 24), ("none", "swin_s"): (48.86, 7.74, 15), ("R", "resnet50"): (24.73, 2.92, 23),
+    ("K", "resnet50"): (26.27, 3.31, 19), ("S", "resnet50"): (26.30, 3.32, 21), ("R", "swin_s"): (49.96, 8.13, 15),
+    ("K", "swin_s"): (52.43, 8.65, 11), ("S", "swin_s"): (52.44, 8.65, 12),
+}
+TAB_3_SCALES = {"head": 0, "torso": 1, "bottom": 1, "all": 2}  # what AFSS chose in the paper (Sec. 4.2)
+JOINT_HEIGHTS = [.92, .74, .54, .54, .74, .92, .54, .22, .17, .05, .5, .38, .23, .23, .38, .5]  # of a standing person's MPII points
+
+
+def profile(device, models=TAB_3, batches=(1, 32), size=(256, 192), rounds=5):
+    """Tab. 3's efficiency columns for PA-100K's 26 attributes and the scales that the paper found, from random weights.
+
+    Params in millions; GFLOPs as multiply-adds in convolutions and matrix products, by torch's own counter, at `size` and at
+    256x128; images/s in inference, by batch size: the median of `rounds` timings.
+    """
+    groups, rows = list(PA100K_GROUPS.values()), []
+    for done, (ple, backbone) in enumerate(models):
+        config = {"ple": ple, "groups": groups, "backbone": backbone, "afss": "group", "M": 3, "ratio": 0.75, "offsets": True, "prior": True, "channels": 256}
+        model = build_model(config).to(device, memory_format=torch.channels_last).eval()
+        if ple != "none":
+            model.afss.selection.copy_(torch.tensor([TAB_3_SCALES[g] for g in groups]))
+        row = {"ple": ple, "backbone": backbone, "params": sum(p.numel() for p in model.parameters()) / 1e6, "paper": models[ple, backbone]}
+
+        def inputs(batch, H, W):
+            points = torch.tensor([[0.5 * W, share * H] for share in JOINT_HEIGHTS])
+            return torch.randn(batch, 3, H, W, device=device).to(memory_format=torch.channels_last), points.expand(batch, 16, 2).to(device)
+
+        with torch.inference_mode():
+            for H, W in (size, (256, 128)):
+                images, points = inputs(1, H, W)
+                with FlopCounterMode(display=False) as counter:
+                    model.classify(model.features(images), points)  # the whole maps, however much of them is needed
+                row[f"gflops_{H}x{W}"] = counter.get_total_flops() / 2e9
+            for batch in batches:
+                images, points = inputs(batch, *size)
+                seconds = []
+                for _ in range(rounds + 1):
+                    started = time.perf_counter()
+                    model(images, points).cpu()  # waits for the device
+                    seconds.append(time.perf_counter() - started)
+                row[f"images_per_second_{batch}"] = batch / statistics.median(seconds[1:])
+        rows.append(row)
+        print(f"{done + 1}/{len(models)} models", end="\r", file=sys.stderr)
+    keys = [key for key in rows[0] if key not in ("ple", "backbone", "params", "paper")]
+    lines = [f"{'':22}{'params (paper)':>20}" + "".join(f"{key.replace('_', ' '):>24}" for key in keys) + "   paper: GFLOPs, images/s"]
+    for row in rows:
+        name = ("baseline" if row["ple"] == "none" else f"SSPNet-{row['ple']}") + f" {row['backbone']}"
+        parameters = f"{row['params']:.2f} ({row['paper'][0]:.2f})"
+        lines.append(f"{name:22}{parameters:>20}" + "".join(f"{row[key]:24.2f}" for key in keys) + f"   {row['paper'][1]:.2f}, {row['paper'][2]}")
+    return rows, lines
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", nargs="?", help="best.pt or last.pt of a training")
     add_data_arguments(parser)
     parser.add_argument("--json", help="write the result to this file as well")
     parser.add_argument("--compare", nargs="+", metavar="JSON", help="compare results written by --json, here or of localize.py")
+    parser.add_argument("--profile", action="store_true", help="parameters, GFLOPs and speed of the models of Tab. 3")
     args = parser.parse_args()
-    if (args.checkpoint is None) == (args.compare is None):
-        parser.error("expected a checkpoint, or --compare with results")
+    if sum((args.checkpoint is not None, args.compare is not None, args.profile)) != 1:
+        parser.error("expected a checkpoint, or --compare with results, or --profile")
     if args.compare:
         return print("\n".join(compare(args.compare)))
+    if args.profile:
+        where = torch.cuda.get_device_name(args.device) if args.device.startswith("cuda") else f"CPU, {torch.get_num_threads()} threads"
+        rows, lines = profile(args.device)
+        print(f"{where}, torch {torch.__version__}, float32", *lines, sep="\n")
+        return args.json and write_json(args.json, {"device": where, "torch": torch.__version__, "rows": rows})
     model, config = load_model(args.checkpoint, args.device)
     table, columns = open_table(args, config)
     batches = loader(table, config["size"], args.batch_size, workers=args.workers, device=args.device)

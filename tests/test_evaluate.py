@@ -6,7 +6,8 @@ import math
 import pytest
 import torch
 
-from evaluate import METRICS, compare, group_means, load_model, main, metrics, report
+from data import PA100K_GROUPS
+from evaluate import METRICS, build_model, compare, group_means, load_model, main, metrics, profile, report
 from test_data import table_of
 
 
@@ -64,6 +65,27 @@ def test_undefined_attributes_are_left_out_and_counted():
 
 def test_a_logit_of_zero_is_a_negative():
     assert metrics(torch.zeros(2, 1), torch.tensor([[1.0], [0.0]]))["mA"] == 50
+
+
+def test_tab03_profile_counts_multiply_adds():
+    """Against a count by hooks on every layer: each output number of a layer costs the numbers it is made from."""
+    models = {("none", "resnet18"): (1, 2, 3), ("R", "resnet18"): (1, 2, 3)}
+    rows, lines = profile("cpu", models, batches=(1, 2), size=(64, 32), rounds=1)
+    for row in rows:
+        config = dict(ple=row["ple"], groups=list(PA100K_GROUPS.values()), backbone="resnet18", afss="group", M=3, ratio=0.75, offsets=True, prior=True, channels=256)
+        model, counted = build_model(config).eval(), []
+        for layer in model.modules():
+            if isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear)):
+                layer.register_forward_hook(lambda layer, _, out: counted.append(out.numel() * layer.weight[0].numel()))
+        scales = {0, 1, 2} if row["ple"] == "R" else None
+        for H, W in ((64, 32), (256, 128)):
+            counted.clear()
+            with torch.inference_mode():
+                maps = model.features(torch.zeros(1, 3, H, W), scales) if scales else model.features(torch.zeros(1, 3, H, W))
+                model.classify(maps)
+            assert row[f"gflops_{H}x{W}"] == pytest.approx(sum(counted) / 1e9, rel=1e-6)
+        assert row["params"] * 1e6 == pytest.approx(sum(p.numel() for p in model.parameters())) and row["images_per_second_2"] > 0
+    assert len(lines) == 3 and lines[1].startswith("baseline resnet18")
 
 
 def write_result(file, ple, seed, values, measures=("mA",), **config):
