@@ -7,7 +7,6 @@ outcome (head P1, torso P2, bottom P2, all P3), ResNet50, 256x192, random weight
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -295,11 +294,17 @@ def one(args):
     step = stepper(model, B, args.device, "bf16" if args.amp else None, H=H, W=W, L=L) if ple != "none" or L == 26 else None
     images, _, keypoints = batch(B, args.device, H, W, L)
     seconds = race({"step": step}, 2, args.device)["step"]
-    peak = torch.cuda.max_memory_allocated() if args.device == "cuda" else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = torch.cuda.max_memory_allocated() if args.device == "cuda" else peak_of_process()
     model.eval()
     with torch.inference_mode():
         inference = race({"inference": lambda: model(images, keypoints)}, 2, args.device)["inference"]
     print(json.dumps({"step_seconds": min(seconds), "inference_seconds": min(inference), "peak_bytes": peak}))
+
+
+def peak_of_process():
+    """Bytes; getrusage's figure would include what the parent process held when it started this one."""
+    status = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in status if line.startswith("VmHWM")).split()[1])
 
 
 def row_memory(args):
