@@ -282,10 +282,9 @@ def labels_of(labels, names, attributes, file, what):
 def pa100k(folder, split):
     """PA-100K: `annotation.mat`, images in `data/` or `release_data/release_data/`; 26 attributes."""
     file = folder / "annotation.mat"
-    mat = read_mat(file, ("attributes", "train_label", "train_images_name"))
+    mat = read_mat(file, ("attributes", *(f"{part}_{what}" for part in PARTS["all"] for what in ("label", "images_name"))))
     attributes, names, labels = strings(mat["attributes"]), [], []
     for part in PARTS[split]:
-        require(mat, (f"{part}_label", f"{part}_images_name"), file)
         part_names = strings(mat[f"{part}_images_name"])
         names += part_names
         labels.append(labels_of(mat[f"{part}_label"], part_names, attributes, file, f"{part}_label"))
@@ -800,7 +799,10 @@ def read_image(source):
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(source) as image:
-                return VF.pil_to_tensor(ImageOps.exif_transpose(image).convert("RGB"))
+                image = ImageOps.exif_transpose(image)  # of an animation, the first picture
+                if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip at 255
+                    image = Image.fromarray((np.asarray(image, np.float32) / 257).round().clip(0, 255).astype(np.uint8))
+                return VF.pil_to_tensor(image.convert("RGB"))
     except FileNotFoundError:
         raise FileNotFoundError(f"{source}: no such image") from None
     except Exception as error:  # Pillow raises many kinds for a damaged file
@@ -857,17 +859,26 @@ class Pedestrians(torch.utils.data.Dataset):
         return normalize(image), torch.from_numpy(self.table.labels[i]), keypoints, i
 
 
-def loader(table, size, batch_size, train=False, seed=0, workers=0, device="cpu"):
-    """A DataLoader over `Pedestrians`; call `start_epoch(loader, epoch)` before each training epoch."""
+def loader(table, size, batch_size, train=False, seed=0, workers=0, device="cpu", rank=0, ranks=1):
+    """A DataLoader over `Pedestrians`; call `start_epoch(loader, epoch)` before each training epoch.
+
+    Of several processes ("ranks") each gets its share: in training of every batch, so that the shares of all make up the batch
+    that one process would get; else every ranks-th image, each image once.
+    """
+    dataset = Pedestrians(table, size, train, seed)
+    if train:
+        sampler = torch.utils.data.DistributedSampler(dataset, ranks, rank, seed=seed * 1_000_003, drop_last=ranks > 1)
+    else:
+        sampler = range(rank, len(dataset), ranks)
     return torch.utils.data.DataLoader(
-        Pedestrians(table, size, train, seed), batch_size, shuffle=train, drop_last=train and len(table.names) > batch_size,
-        num_workers=workers, pin_memory=torch.device(device).type == "cuda", generator=torch.Generator())
+        dataset, batch_size // ranks, sampler=sampler, drop_last=train and len(table.names) > batch_size, num_workers=workers,
+        pin_memory=torch.device(device).type == "cuda", generator=torch.Generator())
 
 
 def start_epoch(batches, epoch):
     """Sets an epoch's order and augmentation, from the seed and the epoch alone."""
     batches.dataset.epoch = epoch
-    batches.generator.manual_seed(batches.dataset.seed * 1_000_003 + epoch)
+    batches.sampler.set_epoch(epoch)
 
 
 def add_dataset_arguments(parser):

@@ -14,6 +14,7 @@ import json
 import statistics
 import sys
 import time
+import warnings
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -95,7 +96,9 @@ def read_checkpoint(file):
     if not Path(file).is_file():
         raise FileNotFoundError(f"{file}: no such checkpoint")
     try:
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of unusual pickles, which are refused below or not at all
+            checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # the zip reader and the restricted unpickler raise many kinds
         reason = str(error).strip().splitlines()
         raise ValueError(f"{file}: not a readable checkpoint ({reason[0] if reason else error!r})") from None
@@ -109,11 +112,10 @@ def load_model(file, device="cpu"):
     checkpoint = read_checkpoint(file)
     try:
         model = build_model(checkpoint["config"])
+        model.load_state_dict(checkpoint["ema"])
     except KeyError as error:
         raise ValueError(f"{file}: its config has no {error}") from None
-    try:
-        model.load_state_dict(checkpoint["ema"])
-    except RuntimeError as error:  # its first line is a heading, its second the first difference
+    except (RuntimeError, TypeError, ValueError) as error:  # load_state_dict's first line is a heading, its second the first difference
         raise ValueError(f"{file}: {' '.join(line.strip() for line in str(error).splitlines()[:2])}") from None
     return model.to(device, memory_format=torch.channels_last).eval(), checkpoint["config"]
 

@@ -1,17 +1,23 @@
 """Training, Sec. 4: `python train.py --ple S` trains on drawn pedestrians; see README.md for PA-100K.
 
-Writes to --out: `last.pt` after every epoch (all that --resume needs), `best.pt` (the weights of the epoch with the
-highest mA on the validation split; the test split is never looked at) and `log.csv`, a row per epoch.
+Writes to --out: `last.pt` at the start and after every epoch (all that --resume needs), `best.pt` (the weights of the epoch
+with the highest mA on the validation split; the test split is never looked at) and `log.csv`, a row per epoch.
+
+    torchrun --nproc-per-node 4 train.py --data FOLDER       several processes ("ranks") share each batch: the same recipe
 """
 
 import argparse
 import csv
+import math
 import os
+import signal
 import sys
 import time
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from data import WITHOUT_VALIDATION, add_dataset_arguments, command, loader, show_progress, start_epoch
@@ -45,6 +51,7 @@ SYNTHETIC_RECIPE = {
 WEIGHT_DECAY = 5e-4
 GRADIENT_NORM = 10
 EMA_DECAY = 0.9998
+LOSSES_READ = 50  # steps between two looks at the losses on a GPU, which has to finish its work for each
 OFFSET_LR = 0.1  # of the learning rate, for the layers that predict offsets and their weights: at the full rate points
 # leave the map and one weight takes all
 
@@ -104,15 +111,44 @@ CONFIG = ("ple", *SOURCE, "train_split", "images", "backbone", "weights", "size"
           "batch_size", "lr", "schedule", "afss", "freeze", "M", "ratio", "offsets", "prior", "seed", "amp")
 
 
+def join_ranks(args):
+    """Joins the process group where torchrun started this process, on the GPU that is its own."""
+    if "RANK" in os.environ:
+        if args.device.startswith("cuda"):
+            args.device = f"cuda:{os.environ['LOCAL_RANK']}"
+            torch.cuda.set_device(args.device)
+        dist.init_process_group("nccl" if args.device.startswith("cuda") else "gloo")
+    if args.batch_size % ranks():
+        raise ValueError(f"--batch-size {args.batch_size}: expected a multiple of the {ranks()} processes")
+
+
+def rank():
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def ranks():
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def say(line):
+    """A line for people, by the first rank alone."""
+    if rank() == 0:
+        print(line, flush=True)
+
+
 class Training:
     """Everything that changes while training, and goes into `last.pt`."""
 
     def __init__(self, args, config, positive_ratio, steps_per_epoch):
         torch.manual_seed(args.seed)
         self.model = self.build(config, None if args.resume else args.weights).to(args.device, memory_format=torch.channels_last)
+        # Averages the gradients over the ranks. Batch norm takes each rank's own images, as each GPU has enough of them and
+        # synchronizing every layer would cost more than it gives; the running statistics that count are the first rank's.
+        self.network = self.model if ranks() == 1 else DistributedDataParallel(
+            self.model, broadcast_buffers=False, find_unused_parameters=True)  # unused: the smoothing of scales not chosen
         self.loss = HierarchicalLoss(config["groups"], positive_ratio).to(args.device)
         self.ema = AveragedModel(self.model, multi_avg_fn=self.average, use_buffers=True)
-        self.steps = self.epoch = 0
+        self.steps = self.epoch = self.saved = 0
         self.best, self.rows = -1.0, []
         slow = (".offsets.", ".offset_weights.")
         offsets = [p for name, p in self.model.named_parameters() if any(part in name for part in slow)]
@@ -149,10 +185,7 @@ class Training:
     def state(self):
         parts = ("model", "optimizer", "schedule", "scaler")
         state = {name: getattr(self, name).state_dict() for name in parts}
-        state.update(ema=self.ema.module.state_dict(), steps=self.steps, epoch=self.epoch, best=self.best, rows=self.rows,
-                     random=torch.get_rng_state())
-        if torch.cuda.is_available():
-            state["cuda_random"] = torch.cuda.get_rng_state_all()
+        state.update(ema=self.ema.module.state_dict(), steps=self.steps, epoch=self.epoch, best=self.best, rows=self.rows)
         return state
 
     def load(self, state):
@@ -161,16 +194,20 @@ class Training:
         self.ema.module.load_state_dict(state["ema"])
         self.ema.n_averaged.fill_(state["steps"])
         self.steps, self.epoch, self.best, self.rows = (state[k] for k in ("steps", "epoch", "best", "rows"))
-        torch.set_rng_state(state["random"])
-        if "cuda_random" in state and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(state["cuda_random"])
+        self.saved = self.epoch
 
 
 def save(file, value):
-    """Writes a checkpoint to a temporary file and renames it, so that `file` is always whole."""
+    """Writes a checkpoint to a temporary file and renames it, so that `file` is always whole. The first rank alone writes."""
+    if rank():
+        return
     temporary = file.with_name(file.name + ".tmp")
-    torch.save(value, temporary)
-    os.replace(temporary, file)
+    try:
+        torch.save(value, temporary)
+        os.replace(temporary, file)
+    except (OSError, RuntimeError) as error:  # on a full disk torch's zip writer raises a RuntimeError
+        temporary.unlink(missing_ok=True)
+        raise OSError(f"{file}: could not be written ({str(error).splitlines()[0]}); an earlier one is kept") from None
 
 
 def train_epoch(run, batches, args, clock):
@@ -179,12 +216,13 @@ def train_epoch(run, batches, args, clock):
     afss = run.model.afss if isinstance(run.model, SSPNet) else None
     if afss and args.freeze and run.epoch >= args.freeze:
         afss.live = False
-    total = torch.zeros((), device=args.device)
+    total, seen = torch.zeros((), device=args.device), []
+    torch.manual_seed((args.seed * 1_000_003 + run.epoch) * 1_009 + rank())  # an epoch's chance is its own, resumed or not
     start_epoch(batches, run.epoch)
-    for step, (images, labels, keypoints, _) in enumerate(batches):
+    for step, (images, labels, keypoints, rows) in enumerate(batches):
         images, labels, keypoints = (t.to(args.device, non_blocking=True) for t in (images, labels, keypoints))
         with autocast(args.device, args.amp):
-            logits = run.model(images.to(memory_format=torch.channels_last), keypoints)  # (S, B, L)
+            logits = run.network(images.to(memory_format=torch.channels_last), keypoints)  # (S, B, L)
         loss = run.loss(logits.float(), labels)
         run.optimizer.zero_grad(set_to_none=True)
         run.scaler.scale(loss).backward()
@@ -192,6 +230,7 @@ def train_epoch(run, batches, args, clock):
         torch.nn.utils.clip_grad_norm_(run.model.parameters(), GRADIENT_NORM)
         run.scaler.step(run.optimizer)
         run.scaler.update()
+        seen.append((loss.detach(), step, run.optimizer.param_groups[0]["lr"], rows))
         if args.schedule == "onecycle":
             run.schedule.step()
         run.steps += 1
@@ -199,10 +238,25 @@ def train_epoch(run, batches, args, clock):
         if afss and afss.live:
             afss.update(logits.detach(), labels)
         total += loss.detach()
+        if len(seen) == LOSSES_READ or step + 1 == len(batches) or args.device == "cpu":
+            check_losses(seen, run.epoch, batches.dataset.table)
+            seen.clear()
         started, first = clock
         done, whole = ((e - first) * len(batches) for e in (run.epoch, args.epochs))
-        show_progress(f"epoch {run.epoch + 1}/{args.epochs}  step {step + 1}/{len(batches)}", done + step + 1, whole, started)
-    return total.item() / len(batches)
+        if rank() == 0:
+            show_progress(f"epoch {run.epoch + 1}/{args.epochs}  step {step + 1}/{len(batches)}", done + step + 1, whole, started)
+    if ranks() > 1:
+        dist.all_reduce(total)
+    return total.item() / len(batches) / ranks()
+
+
+def check_losses(seen, epoch, table):
+    """Stops at the first loss that is not finite; `seen`: (loss, step, learning rate, rows of the table) of each step."""
+    losses = torch.stack([loss for loss, *_ in seen]).tolist()
+    for loss, (_, step, lr, rows) in zip(losses, seen):
+        if not math.isfinite(loss):
+            raise ValueError(f"epoch {epoch + 1}, step {step + 1}: the loss is {loss}, expected a finite number (learning rate {lr:g}, images "
+                             f"{' '.join(table.names[i] for i in rows)})")
 
 
 def log_row(run, config, loss, validation, scale_mA, seconds):
@@ -224,6 +278,8 @@ def log_row(run, config, loss, validation, scale_mA, seconds):
 
 
 def write_log(file, rows):
+    if rank():
+        return
     temporary = file.with_name(file.name + ".tmp")
     with open(temporary, "w", newline="") as out:
         writer = csv.DictWriter(out, rows[0].keys())
@@ -256,43 +312,69 @@ def main(argv=None):
             raise ValueError(f"{last}: was trained with {k} {checkpoint['config'].get(k)}, not {config[k]}: resume with its own arguments")
     elif last.exists():
         raise ValueError(f"{last}: a training is here already: give --resume to go on with it, or another --out")
+    join_ranks(args)
     table = open_dataset(args.ple, config, args.train_split, args.size, args.images)
     validation = open_dataset(args.ple, config, "val", args.size, args.images) if args.train_split == "train" else None
-    if len(table.names) < 2:
-        raise ValueError(f"{table.name}: {len(table.names)} image, expected at least 2 to train on")
+    for part, least in ((table, max(2, args.batch_size if ranks() > 1 else 0)), (validation, ranks())):
+        if part and len(part.names) < least:
+            raise ValueError(f"{part.name}: {len(part.names)} images, expected at least {least}")
     config.update(attributes=table.attributes, groups=table.groups)
-    batches = loader(table, args.size, args.batch_size, train=True, seed=args.seed, workers=args.workers, device=args.device)
-    val_batches = validation and loader(validation, args.size, args.batch_size, workers=args.workers, device=args.device)
-    run = Training(args, config, torch.from_numpy(table.labels.mean(0)), len(batches))
+    batches, val_batches = (part and loader(part, args.size, args.batch_size, part is table, args.seed, args.workers, args.device, rank(), ranks())
+                            for part in (table, validation))
+    positive_ratio = torch.from_numpy(table.labels.mean(0))
+    run = Training(args, config, positive_ratio, len(batches))
     if checkpoint is not None:
         run.load(checkpoint)
     args.out.mkdir(parents=True, exist_ok=True)
-    print(f"{table.name}: {len(table.names)} images, {len(table.attributes)} attributes; "
-          f"{'baseline' if args.ple == 'none' else 'SSPNet-' + args.ple}, {args.backbone}, {args.size[0]}x{args.size[1]}, "
-          f"{args.epochs} epochs of {len(batches)} steps, {args.device}, to {args.out}", flush=True)
+    say(f"{table.name}: {len(table.names)} images, {len(table.attributes)} attributes; "
+        f"{'baseline' if args.ple == 'none' else 'SSPNet-' + args.ple}, {args.backbone}, {args.size[0]}x{args.size[1]}, "
+        f"{args.epochs} epochs of {len(batches)} steps, {args.device}{f' x {ranks()}' if ranks() > 1 else ''}, to {args.out}")
+    constant = [name for name, ratio in zip(table.attributes, positive_ratio.tolist()) if ratio in (0, 1)]
+    if constant:
+        say(f"nothing to learn, all positive or all negative in training: {', '.join(constant)}")
+    if checkpoint is None:
+        save(last, {"config": config, **run.state()})
     clock = time.time(), run.epoch
+    go_on = lambda: f"epoch {run.saved} of {args.epochs} is in {last}, the same command with --resume goes on"
+    terminate = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         while run.epoch < args.epochs:
             one_epoch(run, batches, val_batches, args, config, clock)
-    except KeyboardInterrupt:
-        kept = f"epoch {run.epoch} is in {last}; the same command with --resume goes on" if last.exists() else "no epoch was finished"
-        print(f"\ninterrupted: {kept}", file=sys.stderr)
-        sys.exit(130)
-    print(f"done: {args.out / 'best.pt'}" + (f", val mA {run.best:.2f}" if validation else ""))
+    except (KeyboardInterrupt, SystemExit) as stop:
+        print(f"\ninterrupted: {go_on()}", file=sys.stderr)
+        sys.exit(stop.code if isinstance(stop, SystemExit) else 130)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{str(error).strip().splitlines()[-1]}; {go_on()}") from None
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise ValueError(f"a process that loads images died ({str(error).splitlines()[0]}); {go_on()}") from None
+    finally:
+        signal.signal(signal.SIGTERM, terminate)
+    say(f"done: {args.out / 'best.pt'}" + (f", val mA {run.best:.2f}" if validation else ""))
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def one_epoch(run, batches, val_batches, args, config, clock):
     """Trains an epoch, lets AFSS choose, validates the averaged weights, writes log and checkpoints."""
     began = time.time()
     loss = train_epoch(run, batches, args, clock)
-    if loss != loss or loss in (float("inf"), -float("inf")):
-        raise ValueError(f"epoch {run.epoch + 1}: the loss is {loss}, expected a finite number; lower --lr")
     scale_mA, averaged, result = None, run.ema.module, None
     if isinstance(run.model, SSPNet) and run.model.afss.live:
+        if ranks() > 1:
+            dist.all_reduce(run.model.afss.counts)
         scale_mA = run.model.afss.select()
         averaged.afss.load_state_dict(run.model.afss.state_dict())
+    if ranks() > 1:
+        for buffer in averaged.buffers():
+            dist.broadcast(buffer, 0)
     if val_batches:
         logits, labels = predict(averaged, val_batches, args.device, args.amp)
+        if ranks() > 1:
+            shares = [None] * ranks()
+            dist.all_gather_object(shares, (logits, labels))
+            logits, labels = (torch.cat(parts) for parts in zip(*shares))
         result = metrics(logits, labels)
         if args.schedule == "plateau":
             run.schedule.step(run.loss(logits.to(args.device), labels.to(args.device)).item())
@@ -300,11 +382,12 @@ def one_epoch(run, batches, val_batches, args, config, clock):
         run.schedule.step(loss)
     run.rows.append(log_row(run, config, loss, result, scale_mA, time.time() - began))
     run.epoch += 1
-    print(describe(run.rows[-1]), flush=True)
+    say(describe(run.rows[-1]))
     if result is None or not result["mA"] <= run.best:  # an undefined mA keeps the latest
         run.best = result["mA"] if result else run.best
         save(args.out / "best.pt", {"config": config, "ema": averaged.state_dict(), "epoch": run.epoch})
     save(args.out / "last.pt", {"config": config, **run.state()})
+    run.saved = run.epoch
     write_log(args.out / "log.csv", run.rows)
 
 

@@ -78,7 +78,7 @@ def spoil_variable(mat):
     (spoil_counts, r"train_label is \[3, 26\], expected \[4, 26\]"),
     (spoil_attribute, "attribute Umbrella is in none of the groups"),
     (spoil_split, "no images"),
-    (spoil_variable, "has no attributes, expected attributes, train_label"),
+    (spoil_variable, "has no attributes, expected attributes, train_label, train_images_name"),
 ])
 def test_pa100k_with_a_wrong_annotation(tmp_path, change, message):
     write_pa100k(tmp_path, change=change)
