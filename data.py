@@ -171,13 +171,16 @@ def load_table(dataset, data=None, split="test", keypoints=None, partition=None,
         raise ValueError(f"--exclude {' '.join(exclude)}: {dataset} is not made of other datasets, upar is")
     if dataset == "synthetic":
         table = synthetic(split, **drawing)
-    elif pickled:
-        table = dataset_pickle(Path(data), dataset, split, partition, exclude)
-    elif dataset in ("rap1", "peta"):
-        table = {"rap1": rap1, "peta": peta}[dataset](Path(data), split, partition)
     else:
-        table = {"pa100k": pa100k, "pcs": pcs, "csv": csv_table}[dataset](Path(data), split)
-    if dataset != "synthetic":
+        try:
+            if pickled:
+                table = dataset_pickle(Path(data), dataset, split, partition, exclude)
+            elif dataset in ("rap1", "peta"):
+                table = {"rap1": rap1, "peta": peta}[dataset](Path(data), split, partition)
+            else:
+                table = {"pa100k": pa100k, "pcs": pcs, "csv": csv_table}[dataset](Path(data), split)
+        except (AttributeError, IndexError, KeyError, TypeError) as error:  # readable, but nothing like the published file
+            raise ValueError(f"{data}: not laid out as {dataset} is published ({error!r})") from None
         check_images(table.images)
     return replace(table, keypoints=read_keypoints(keypoints, table.names)) if keypoints else table
 
@@ -457,8 +460,11 @@ def read_mask(file):
     if file.suffix == ".mat":
         mask = np.asarray(read_mat(file, ("groundtruth",))["groundtruth"])
     else:
-        with Image.open(file) as image:
-            mask = np.asarray(image)
+        try:
+            with Image.open(file) as image:
+                mask = np.asarray(image)
+        except Exception as error:  # Pillow raises many kinds for a damaged file
+            raise ValueError(f"{file}: not a readable mask ({error})") from None
         mask = mask[:, :, 0] if mask.ndim == 3 else mask  # grey stored as colour: all channels alike
     if mask.ndim != 2 or not mask.size or (mask != mask.astype(np.int64)).any() or mask.min() < 0:
         raise ValueError(f"{file}: not a mask of classes, expected whole numbers in two dimensions")

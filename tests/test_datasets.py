@@ -441,6 +441,11 @@ def wrong_struct(folder):
     return ["--dataset", "peta"]
 
 
+def wrong_shape(folder):
+    savemat(folder / "PETA.mat", {"peta": {"data": np.zeros(3), "attribute": cells(PETA), "partion_attribute": 1}})
+    return ["--dataset", "peta"]
+
+
 def wrong_mask(folder):
     write_pcs(folder, "clothing-co-parsing", random_masks(3)[0])
     random_pictures(folder / "photos", ["0002.jpg"], (40, 20))
@@ -484,6 +489,7 @@ def unknown_attribute(folder):
     (truncated_mat, "RAP_annotation.mat: not a readable .mat file"),
     (wrong_mat, "annotation.mat: has no attributes, expected attributes"),
     (wrong_struct, "PETA.mat: has no data, expected data, attribute, partion_attribute"),
+    (wrong_shape, "not laid out as peta is published"),
     (wrong_mask, "0002.mat: the mask is 30x20, expected its photo's 40x20"),
     (unknown_class, "seg_0001.png: class 77 in the mask, expected 0 to 58"),
     (without_keypoints, "k.npz: has no keypoints for image"),
