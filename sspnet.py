@@ -170,19 +170,32 @@ class LazyMap:
     def __init__(self, fpn, i, feature, above):
         self.fpn, self.i, self.feature, self.above = fpn, i, feature, above
         self.shape, self.device = (len(feature), above.shape[1], *feature.shape[2:]), feature.device
-        self.top, self.x = 0, None  # the first row computed, and all that are
+        self.top = self.bottom = 0  # the rows computed, half-open
+        self.x, self.first = None, 0  # a block that holds them, and the row of the map that is its first
 
-    def rows(self, top, bottom):
-        """Computes rows top to bottom, half-open, where they are not; returns all that are, (B, C, h, W), and their first."""
+    def rows(self, top, bottom, margin=0):
+        """Computes rows top to bottom, half-open, where they are not: a block (B, C, h, W) with them, and its first row.
+
+        The block may hold more rows; of those, only such as were asked for before are right. `margin`: how many rows
+        more to compute on each side, if any have to be.
+        """
         top, bottom = max(0, top), min(self.shape[2], bottom)
+        if self.x is not None and self.top <= top and bottom <= self.bottom:
+            return self.x, self.first
+        top, bottom = max(0, top - margin), min(self.shape[2], bottom + margin)
         if self.x is None:
-            self.top, self.x = top, self._compute(top, bottom)
-        end = self.top + self.x.shape[2]
-        if top < self.top or bottom > end:
-            before = [self._compute(top, self.top)] if top < self.top else []
-            after = [self._compute(end, bottom)] if bottom > end else []
-            self.top, self.x = min(top, self.top), torch.cat([*before, self.x, *after], 2)
-        return self.x, self.top
+            self.top, self.bottom = top, bottom
+            self.x, self.first = self._compute(top, bottom)
+        else:
+            parts = [(self.x, self.first, self.top, self.bottom)]
+            if top < self.top:
+                parts.insert(0, (*self._compute(top, self.top), top, self.top))
+            if bottom > self.bottom:
+                parts.append((*self._compute(self.bottom, bottom), self.bottom, bottom))
+            self.x = torch.cat([x[:, :, low - first : high - first] for x, first, low, high in parts], 2)
+            self.top, self.bottom = min(top, self.top), max(bottom, self.bottom)
+            self.first = self.top
+        return self.x, self.first
 
     def _compute(self, top, bottom):
         H, h = self.shape[2], self.above.shape[2]
@@ -190,8 +203,7 @@ class LazyMap:
         coarse, end = max(0, first // 2 - 1), min(h, last // 2 + 2)  # and those that enlarging reads
         feature = self.feature[:, :, 2 * coarse : min(H, 2 * end)]
         x = self.fpn.add_lateral(self.i, feature, self.above[:, :, coarse:end])[:, :, first - 2 * coarse : last - 2 * coarse]
-        x = self.fpn.smooth[self.i](x)[:, :, top - first : bottom - first]
-        return x.contiguous(memory_format=torch.channels_last)
+        return self.fpn.smooth[self.i](x), first
 
 
 # ---- mean accuracy (Sec. 4.1, Eq. 14) ----
@@ -314,7 +326,7 @@ def bilinear_sample(x, points, weights=None):
     first = 0  # row of the map that is x's first
     if isinstance(x, LazyMap):
         lowest, highest = (int(v) for v in top.clamp(-1, H - 1).aminmax())
-        x, first = x.rows(lowest - 1, highest + 3)  # and a row more on each side, for the offset points to come
+        x, first = x.rows(lowest, highest + 2, margin=2)  # for the offset points to come
     fx, fy = (points - corner).unbind(-1)  # (B, N, M)
     rows, shares = [], []
     for row, share_y in ((top, 1 - fy), (top + 1, fy)):
@@ -383,9 +395,14 @@ class PLE_R(nn.Module):
 
     def forward(self, x, group, keypoints=None):
         """x (B, C, H, W) or a `LazyMap` -> (B, C, h, W)."""
-        top, bottom = prior_region(group if self.prior else "all", x.shape[2])
-        x, first = x.rows(top, bottom) if isinstance(x, LazyMap) else (x, 0)
-        return x[:, :, top - first : bottom - first]
+        return self.several(x, [group])[0]
+
+    def several(self, x, groups, keypoints=None):
+        """The features of several groups, in a list."""
+        regions, first = [prior_region(group if self.prior else "all", x.shape[2]) for group in groups], 0
+        if isinstance(x, LazyMap):
+            x, first = x.rows(min(top for top, _ in regions), max(bottom for _, bottom in regions))
+        return [x[:, :, top - first : bottom - first] for top, bottom in regions]
 
 
 class PLE_K(nn.Module):
@@ -403,8 +420,13 @@ class PLE_K(nn.Module):
 
     def forward(self, x, group, keypoints):
         """x (B, C, H, W), keypoints (B, 16, 2) in pixels of x -> (B, C, n), the group's n keypoints in index order."""
-        points = keypoints.index_select(1, getattr(self, group if self.prior else "all"))
-        return self.sample(x, points).transpose(1, 2)
+        return self.several(x, [group], keypoints)[0]
+
+    def several(self, x, groups, keypoints):
+        """The features of several groups, in a list; all points are sampled at once."""
+        points = [keypoints.index_select(1, getattr(self, group if self.prior else "all")) for group in groups]
+        features = self.sample(x, torch.cat(points, 1)).split([p.shape[1] for p in points], 1)
+        return [f.transpose(1, 2) for f in features]
 
 
 class PLE_S(nn.Module):
@@ -430,9 +452,14 @@ class PLE_S(nn.Module):
 
     def forward(self, x, group, keypoints=None):
         """x (B, C, H, W) -> (B, C, rows, columns)."""
-        grid = self.points(group, *x.shape[2:], x.device)
-        points = grid.flatten(0, 1).expand(x.shape[0], -1, 2)  # (B, N, 2)
-        return self.sample(x, points).transpose(1, 2).unflatten(2, grid.shape[:2])
+        return self.several(x, [group])[0]
+
+    def several(self, x, groups, keypoints=None):
+        """The features of several groups, in a list; all points are sampled at once."""
+        grids = [self.points(group, *x.shape[2:], x.device) for group in groups]
+        points = torch.cat([grid.flatten(0, 1) for grid in grids]).expand(x.shape[0], -1, 2)  # (B, N, 2)
+        features = self.sample(x, points).split([grid.shape[:2].numel() for grid in grids], 1)
+        return [f.transpose(1, 2).unflatten(2, grid.shape[:2]) for f, grid in zip(features, grids)]
 
 
 def pyramid_pool(x):
@@ -490,26 +517,30 @@ class SSPNet(nn.Module):
         """(B, 3, H, W) -> [P1, P2, P3]; None for a scale that no attribute uses (or that is not in `scales`)."""
         return self.fpn(self.backbone(images), set(self.afss.scales()) if scales is None else scales, lazily)
 
-    def group_logits(self, maps, keypoints=None, selection=None):
+    def group_logits(self, maps, keypoints=None, selection=None, apart=False):
         """The logits of each group's attributes from the pyramid: a list of (B, n), in the order of `heads`.
 
         Args:
             maps: [P1, P2, P3] of `features`.
             keypoints: (B, 16, 2) in image pixels, for PLE-K.
             selection: scale index per attribute; AFSS's by default.
+            apart: read the maps for each group on its own, so that its gradient does not pass the others' points.
         """
         selection = self.afss.scales() if selection is None else selection
+        chosen = {group: [selection[j] for j in self.members[group]] for group in self.heads}
+        features = {}
+        for scale in sorted(set(selection)):
+            points = None if keypoints is None else image_to_map(keypoints, STRIDES[scale], self.backbone.centred)
+            groups = [group for group in self.heads if scale in chosen[group]]
+            for some in [[group] for group in groups] if apart else [groups]:
+                features.update({(group, scale): f for group, f in zip(some, self.ple.several(maps[scale], some, points))})
         logits = []
         for group, head in self.heads.items():
-            chosen = [selection[j] for j in self.members[group]]
-            at = {}
-            for scale in sorted(set(chosen)):
-                points = None if keypoints is None else image_to_map(keypoints, STRIDES[scale], self.backbone.centred)
-                at[scale] = head(pyramid_pool(self.ple(maps[scale], group, points)))  # (B, attributes of the group)
+            at = {scale: head(pyramid_pool(features[group, scale])) for scale in sorted(set(chosen[group]))}  # (B, attributes of the group)
             if len(at) == 1:
-                logits.append(at[scale])
+                logits += at.values()
             else:  # AFSS*: the group's attributes are on several scales
-                logits.append(torch.stack([at[scale][:, i] for i, scale in enumerate(chosen)], 1))
+                logits.append(torch.stack([at[scale][:, i] for i, scale in enumerate(chosen[group])], 1))
         return logits
 
     def classify(self, maps, keypoints=None, selection=None):
@@ -518,7 +549,7 @@ class SSPNet(nn.Module):
 
     def attribute_logits(self, maps, keypoints=None):
         """L logits (B,), each of which depends on its own group's part of the maps alone: cheap to differentiate."""
-        logits = [column for group in self.group_logits(maps, keypoints) for column in group.unbind(1)]
+        logits = [column for group in self.group_logits(maps, keypoints, apart=True) for column in group.unbind(1)]
         return [logits[j] for j in self.order.tolist()]
 
     def forward(self, images, keypoints=None):

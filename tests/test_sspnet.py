@@ -223,8 +223,8 @@ def test_a_lazy_maps_rows_are_the_maps_rows(centred, H, W):
                 top, bottom = max(0, min(top, whole[finest].shape[2] - 1)), max(1, min(bottom, whole[finest].shape[2]))
                 low, high = min(low, top), max(high, bottom)
                 x, first = lazy[finest].rows(top, bottom)
-                assert (first, x.shape[2]) == (low, high - low)
-                assert_close(x, whole[finest][:, :, low:high])
+                assert first in (low, low - 1) and x.shape[2] <= high - low + 2
+                assert_close(x[:, :, low - first : high - first], whole[finest][:, :, low:high])
             for i in scales - {finest}:
                 assert_close(lazy[i], whole[i])
 
