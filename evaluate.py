@@ -176,7 +176,7 @@ def compare(files):
     """Results of evaluate.py or localize.py side by side, as in Tab. 7 and 10: lines for people.
 
     A column per configuration: the mean over its files (its seeds) with their standard deviation, and in brackets the
-    difference to the first column. Rows: the attributes that all files have, then the totals.
+    difference to the first column. Rows: the attributes that all files have, the groups, the totals.
     """
     columns = {}
     for file in files:
@@ -188,6 +188,7 @@ def compare(files):
             measures = [m for m in ("mA", "IoU", "PCC") if m in result["attributes"][0]]
             totals = {m: result.get("average", result)[m] for m in (METRICS if measures == ["mA"] else measures)}
             figures = {(row["attribute"], m): row[m] for row in result["attributes"] for m in measures}
+            figures.update({(f"group {group}", "mA"): v for group, v in result.get("groups", {}).items()})
             figures.update({("average" if len(measures) > 1 or m == "mA" else "", m): v for m, v in totals.items()})
         except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             raise ValueError(f"{file}: not a result of evaluate.py or localize.py --json ({error!r})") from None

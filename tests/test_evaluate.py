@@ -119,6 +119,15 @@ def test_compare_localization_results_and_name_bad_ones(tmp_path):
         compare([tmp_path / "nowhere.json"])
 
 
+def test_compare_prints_the_groups_of_tab_1(tmp_path):
+    for file, head in (("a.json", 80.0), ("b.json", 81.5)):
+        write_result(tmp_path / file, "R", 0, {"Hat": 60.0}, afss=file[0])
+        result = json.loads((tmp_path / file).read_text())
+        (tmp_path / file).write_text(json.dumps({**result, "groups": {"head": head}}))
+    lines = [line.split() for line in compare([tmp_path / "a.json", tmp_path / "b.json"])]
+    assert lines[0] == ["afss", "a", "afss", "b"] and ["group", "head", "mA", "80.00", "81.50", "(+1.50)"] in lines
+
+
 def test_group_means_skip_undefined_attributes():
     means = group_means([1.0, math.nan, 3.0, 5.0], ["head", "head", "all", "all"])
     assert means == {"head": 1.0, "all": 4.0}
