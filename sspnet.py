@@ -371,11 +371,19 @@ class OffsetSampling(nn.Module):
     def forward(self, x, points):
         """x (B, C, H, W), points (B, N, 2) in pixels of x -> (B, N, C)."""
         reference = bilinear_sample(x, points[:, :, None])  # (B, N, C)
-        offsets = self.offsets(reference).unflatten(-1, (self.M, 2))  # (B, N, M, 2)
-        weights = self.offset_weights(reference).softmax(-1)  # (B, N, M)
+        layers = self.offsets, self.offset_weights  # two thin layers read the features in one go
+        predicted = F.linear(reference, torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers]))
+        offsets = predicted[..., : 2 * self.M].unflatten(-1, (self.M, 2))  # (B, N, M, 2)
+        weights = predicted[..., 2 * self.M :].softmax(-1)  # (B, N, M)
         if self.training:
             self.offset_length.lerp_(offsets.detach().norm(dim=-1).mean().to(self.offset_length), 0.01)
-        return self.A(bilinear_sample(x, points[:, :, None] + offsets, weights))
+        places = points[:, :, None] + offsets
+        H, W = x.shape[2:]
+        if points.shape[1] < H * W:
+            return self.A(bilinear_sample(x, places, weights))
+        # With more points than pixels, when all groups read one map, it is cheaper to project the pixels: A is linear.
+        x = x.rows(0, H)[0] if isinstance(x, LazyMap) else x
+        return bilinear_sample(self.A(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), places, weights)
 
 
 class PointSampling(nn.Module):
@@ -467,8 +475,9 @@ def pyramid_pool(x):
 
     (B, C, h, w) by 1x1 and 2x2 cells, (B, C, n) by 1 and 4 runs of points -> (B, 5 C).
     """
-    pool, cells = (F.adaptive_max_pool2d, (1, 2)) if x.dim() == 4 else (F.adaptive_max_pool1d, (1, 4))
-    return torch.cat([pool(x, n).flatten(1) for n in cells], 1)
+    pool, n = (F.adaptive_max_pool2d, 2) if x.dim() == 4 else (F.adaptive_max_pool1d, 4)
+    cells = pool(x, n)
+    return torch.cat([pool(cells, 1).flatten(1), cells.flatten(1)], 1)  # the small cells cover all: so does their maximum
 
 
 # ---- the models (Eq. 1) ----

@@ -136,6 +136,14 @@ def say(line):
         print(line, flush=True)
 
 
+def parameter_groups(model, lr):
+    """Adam's groups of parameters: all at the rate `lr`, but those that predict offsets and their weights at a tenth."""
+    slow = (".offsets.", ".offset_weights.")
+    offsets = [p for name, p in model.named_parameters() if any(part in name for part in slow)]
+    others = [p for name, p in model.named_parameters() if not any(part in name for part in slow)]
+    return [group for group in ({"params": others, "lr": lr}, {"params": offsets, "lr": lr * OFFSET_LR}) if group["params"]]
+
+
 class Training:
     """Everything that changes while training, and goes into `last.pt`."""
 
@@ -150,11 +158,7 @@ class Training:
         self.ema = AveragedModel(self.model, multi_avg_fn=self.average, use_buffers=True)
         self.steps = self.epoch = self.saved = 0
         self.best, self.rows = -1.0, []
-        slow = (".offsets.", ".offset_weights.")
-        offsets = [p for name, p in self.model.named_parameters() if any(part in name for part in slow)]
-        others = [p for name, p in self.model.named_parameters() if not any(part in name for part in slow)]
-        groups = [{"params": others, "lr": args.lr}, {"params": offsets, "lr": args.lr * OFFSET_LR}]
-        groups = [group for group in groups if group["params"]]
+        groups = parameter_groups(self.model, args.lr)
         self.optimizer = torch.optim.Adam(groups, weight_decay=WEIGHT_DECAY)
         if args.schedule == "onecycle":
             self.schedule = torch.optim.lr_scheduler.OneCycleLR(

@@ -25,6 +25,7 @@ from data import PA100K_GROUPS, Table, loader, normalize, show_progress, synthet
 from evaluate import metrics  # noqa: E402
 from localize import grad_cam_p, heatmaps  # noqa: E402
 from sspnet import KEYPOINT_GROUPS, STRIDES, Baseline, HierarchicalLoss, OffsetSampling, PLE_K, PLE_S, SSPNet, prior_region  # noqa: E402
+from train import parameter_groups  # noqa: E402
 
 GROUPS_OF = list(PA100K_GROUPS.values())
 OUTCOME = {"head": 0, "torso": 1, "bottom": 1, "all": 2}
@@ -77,7 +78,7 @@ def stepper(model, B, device, amp=None, **size):
     """A function that makes one training step: forward, backward, clipping, Adam, AFSS's counts."""
     images, labels, keypoints = batch(B, device, **size)
     loss_of = HierarchicalLoss(model.afss.attribute_groups if hasattr(model, "afss") else GROUPS_OF, torch.full((labels.shape[1],), 0.3)).to(device)
-    optimizer = torch.optim.Adam(model.train().parameters(), 1e-4)
+    optimizer = torch.optim.Adam(parameter_groups(model.train(), 1e-4))
 
     def step():
         with torch.autocast(device, torch.bfloat16, enabled=amp == "bf16"):

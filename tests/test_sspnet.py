@@ -229,8 +229,13 @@ def test_a_lazy_maps_rows_are_the_maps_rows(centred, H, W):
                 assert_close(lazy[i], whole[i])
 
 
-@pytest.mark.parametrize("ple, backbone", [("R", "resnet18"), ("K", "resnet18"), ("S", "resnet18"), ("S", "swin_t")])
-@pytest.mark.parametrize("selection", [{"head": 0, "torso": 1, "bottom": 1, "all": 2}, {"head": 1, "torso": 0, "bottom": 0, "all": 1}])
+OUTCOME = {"head": 0, "torso": 1, "bottom": 1, "all": 2}
+
+
+@pytest.mark.parametrize("ple, backbone, selection", [
+    ("R", "resnet18", OUTCOME), ("K", "resnet18", OUTCOME), ("S", "resnet18", OUTCOME), ("S", "swin_t", OUTCOME),
+    ("K", "resnet18", {"head": 1, "torso": 0, "bottom": 0, "all": 1}), ("S", "swin_t", {"head": 1, "torso": 0, "bottom": 0, "all": 1}),
+    ("S", "resnet18", dict.fromkeys(GROUPS, 0))])
 def test_reading_lazily_changes_no_logit_and_no_gradient(ple, backbone, selection):
     torch.manual_seed(0)
     model = SSPNet(list(PA100K_GROUPS.values()), ple, backbone, channels=16).train()
@@ -389,19 +394,20 @@ def randomized(module, seed=9):
     return module
 
 
-@pytest.mark.parametrize("M", [1, 3, 4])
+@pytest.mark.parametrize("M, N", [(1, 7), (3, 7), (4, 7), (3, 40)])  # 40 points are more than the map's pixels: projected first
 @torch.no_grad()
-def test_eq06_offset_sampling_matches_loops(M):
+def test_eq06_offset_sampling_matches_loops(M, N):
     module = randomized(OffsetSampling(4, M).double())
     x = torch.randn(2, 4, 6, 5, dtype=torch.float64)
-    points = torch.rand(2, 7, 2, dtype=torch.float64) * 6 - 0.5
+    points = torch.rand(2, N, 2, dtype=torch.float64) * 6 - 0.5
     assert_close(module(x, points), reference_offset_sampling(module, x, points))
 
 
-def test_eq06_offset_sampling_gradcheck():
+@pytest.mark.parametrize("N", [3, 17])
+def test_eq06_offset_sampling_gradcheck(N):
     module = randomized(OffsetSampling(3, 2).double())
     x = torch.randn(1, 3, 4, 4, dtype=torch.float64, requires_grad=True)
-    points = (torch.rand(1, 3, 2, dtype=torch.float64) * 3).requires_grad_()
+    points = (torch.rand(1, N, 2, dtype=torch.float64) * 3).requires_grad_()
     assert torch.autograd.gradcheck(module, (x, points))
 
 
