@@ -20,6 +20,7 @@ import codecs
 import collections
 import colorsys
 import csv
+import ctypes
 import json
 import math
 import os
@@ -900,6 +901,7 @@ def add_dataset_arguments(parser):
 
 def command(main):
     """Runs a command's `main`; bad input becomes one line on stderr and exit status 2."""
+    keep_freed_memory()
     try:
         main()
     except (ValueError, OSError) as error:
@@ -907,6 +909,16 @@ def command(main):
         line = lines[-1].removeprefix("ValueError: ").removeprefix("FileNotFoundError: ")
         print(f"{Path(sys.argv[0]).name}: {line}", file=sys.stderr)
         sys.exit(2)
+
+
+def keep_freed_memory():
+    """Has Linux's C library keep freed memory for the next step: by default it returns each large tensor's to the system and
+    fetches it anew, zeroed page by page, which takes a fifth of a CPU training step."""
+    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX of malloc.h
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if set_option:
+        set_option(mmap_max, 0)
+        set_option(trim_threshold, -1)
 
 
 def show_progress(text, done, total, started):

@@ -21,7 +21,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from data import PA100K_GROUPS, Table, loader, normalize, show_progress, synthetic, write_json  # noqa: E402
+from data import PA100K_GROUPS, Table, keep_freed_memory, loader, normalize, show_progress, synthetic, write_json  # noqa: E402
 from evaluate import metrics  # noqa: E402
 from localize import grad_cam_p, heatmaps  # noqa: E402
 from sspnet import KEYPOINT_GROUPS, STRIDES, Baseline, HierarchicalLoss, OffsetSampling, PLE_K, PLE_S, SSPNet, prior_region  # noqa: E402
@@ -345,6 +345,7 @@ def main():
     parser.add_argument("--one", nargs=7, help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.batch, args.rounds = (8, 3) if args.quick else (32, 3)
+    keep_freed_memory()  # as the commands do
     if args.one:
         return one(args)
     where = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"

@@ -1,6 +1,7 @@
 """What goes wrong in long runs: several processes, kills, full disks, dying workers, broken files. The longest need --slow."""
 
 import csv
+import ctypes
 import io
 import multiprocessing
 import os
@@ -102,6 +103,29 @@ def test_torchrun(tmp_path):
     logged = float(next(csv.DictReader(open(tmp_path / "run" / "log.csv")))["val_mA"])
     found = command("evaluate.py", tmp_path / "run" / "best.pt", "--split", "val", "--images", 24)
     assert f"mA {logged:.2f}" in found.stdout, found.stderr  # 24 images over two ranks, none twice
+
+
+def count_page_faults(keep, answer):
+    """In a child process: the pages fetched from the system while a large tensor is made and freed twenty times."""
+    if keep:
+        data.keep_freed_memory()
+    for round in range(22):
+        if round == 2:
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(16 * 2**20)
+    answer.put(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"), reason="of Linux's C library alone")
+def test_freed_memory_is_kept_for_the_next_step():
+    found = []
+    for keep in (False, True):
+        answer = CHILDREN.SimpleQueue()
+        child = CHILDREN.Process(target=count_page_faults, args=(keep, answer))
+        child.start()
+        found.append(answer.get())
+        child.join()
+    assert found[1] < found[0] / 10, found
 
 
 # ---- kills, full disks, dying workers ----
