@@ -154,10 +154,14 @@ class FPN(nn.Module):
                 pyramid[i] = self.smooth[i](top)
         return pyramid
 
-    def add_lateral(self, i, feature, above):
-        """C2, C3 or C4 (i = 0, 1, 2) and the next coarser map -> the map before smoothing."""
+    def add_lateral(self, i, feature, above, skip=0):
+        """C2, C3 or C4 (i = 0, 1, 2) and the next coarser map -> the map before smoothing.
+
+        `skip`: rows of the enlarged map above the feature's first.
+        """
         lateral = self.laterals[i](feature)
-        return lateral + enlarge(above, lateral.shape[-2:], 2, self.centred)
+        height, width = lateral.shape[-2:]
+        return lateral + enlarge(above, (skip + height, width), 2, self.centred)[:, :, skip:]
 
 
 class LazyMap:
@@ -201,8 +205,7 @@ class LazyMap:
         H, h = self.shape[2], self.above.shape[2]
         first, last = max(0, top - 1), min(H, bottom + 1)  # with the neighbours that the 3x3 kernel reads
         coarse, end = max(0, first // 2 - 1), min(h, last // 2 + 2)  # and those that enlarging reads
-        feature = self.feature[:, :, 2 * coarse : min(H, 2 * end)]
-        x = self.fpn.add_lateral(self.i, feature, self.above[:, :, coarse:end])[:, :, first - 2 * coarse : last - 2 * coarse]
+        x = self.fpn.add_lateral(self.i, self.feature[:, :, first:last], self.above[:, :, coarse:end], skip=first - 2 * coarse)
         return self.fpn.smooth[self.i](x), first
 
 
@@ -326,7 +329,7 @@ def bilinear_sample(x, points, weights=None):
     first = 0  # row of the map that is x's first
     if isinstance(x, LazyMap):
         lowest, highest = (int(v) for v in top.clamp(-1, H - 1).aminmax())
-        x, first = x.rows(lowest, highest + 2, margin=2)  # for the offset points to come
+        x, first = x.rows(lowest, highest + 2, margin=1)  # for the offset points to come
     fx, fy = (points - corner).unbind(-1)  # (B, N, M)
     rows, shares = [], []
     for row, share_y in ((top, 1 - fy), (top + 1, fy)):

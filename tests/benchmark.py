@@ -182,7 +182,7 @@ def row_training(args):
     models = {"none": ("none", False), "R frozen": ("R", False), "K frozen": ("K", False), "S frozen": ("S", False),
               "R live": ("R", True), "K live": ("K", True), "S live": ("S", True)}
     steps = {name: stepper(build(ple, args.device, live), args.batch, args.device, amp) for name, (ple, live) in models.items()}
-    times = race(steps, args.rounds, args.device)
+    times = race(steps, args.rounds + 2, args.device)
     for name in times:
         yield f"2. training step, {name} : baseline", "baseline", {**ratio(times, "none", name), "images_per_second": args.batch / statistics.median(times[name])}
     # AFSS's own part of the live step: counting, and once an epoch the choice.
