@@ -24,7 +24,7 @@ import evaluate
 import train
 from data import PA100K_GROUPS, Pedestrians, Table, read_image
 from test_data import write_pa100k
-from test_datasets import Call, random_masks, random_pictures, upar_content, write_pcs, write_peta, write_pickle, write_rap1
+from test_datasets import REAL, Call, random_masks, random_pictures, upar_content, write_pcs, write_peta, write_pickle, write_rap1
 from test_train import TINY, assert_same, command, tiny
 
 ROOT = Path(__file__).parents[1]
@@ -344,15 +344,33 @@ def test_an_unreadable_picture_in_training_is_one_line(tmp_path):
 ])
 def test_an_annotation_cut_anywhere_is_one_line(tmp_path, write, file, load):
     write(tmp_path)
-    expected, whole = data.load_table(load[0], tmp_path, load[1]), (tmp_path / file).read_bytes()
-    for end in [*range(0, len(whole), 1024 if len(whole) > 8192 else max(1, len(whole) // 12)), len(whole) - 1]:
-        (tmp_path / file).write_bytes(whole[:end])
+    size = (tmp_path / file).stat().st_size
+    refuses_when_cut(tmp_path / file, lambda: data.load_table(load[0], tmp_path, load[1]), 1024 if size > 8192 else max(1, size // 12))
+
+
+def refuses_when_cut(file, read, step):
+    expected, whole = read(), file.read_bytes()
+    for end in [*range(0, len(whole), step), len(whole) - 1]:
+        file.write_bytes(whole[:end])
         try:
-            table = data.load_table(load[0], tmp_path, load[1])
+            table = read()
         except ValueError as error:
-            assert Path(file).name in str(error) and "\n" not in str(error), end
+            assert file.name in str(error) and "\n" not in str(error), end
         else:  # a checksum's last bytes, for instance, can be missing
             assert end > len(whole) - 8 and table.names == expected.names and (table.labels == expected.labels).all(), end
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("folder, file, dataset, kilobytes", [
+    ("pa100k-slice", "annotation.mat", "pa100k", 1), ("peta", "PETA.mat", "peta", 1), ("pa100k", "annotation.mat", "pa100k", 8),
+    ("rap1", "RAP_annotation/RAP_annotation.mat", "rap1", 8)])  # the last two take a tenth of a second and more to read
+def test_a_real_annotation_cut_anywhere_is_one_line(tmp_path, folder, file, dataset, kilobytes):
+    pytest.importorskip("scipy", reason="reading .mat files needs scipy")
+    if not (REAL / folder / file).is_file():
+        pytest.skip("needs the real annotation files beside the project")
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_bytes((REAL / folder / file).read_bytes())
+    refuses_when_cut(tmp_path / file, lambda: getattr(data, dataset)(tmp_path, "train"), 1024 * kilobytes)  # without the images
 
 
 @pytest.fixture(scope="module")
