@@ -140,18 +140,19 @@ class FPN(nn.Module):
     def forward(self, features, scales=(0, 1, 2), lazily=False):
         """C2..C5 -> [P1, P2, P3], each (B, channels, H, W); scales that are not asked for are None, uncomputed.
 
-        `lazily`: the finest as a `LazyMap`, computed where it is read.
+        `lazily`: as `LazyMap`s, computed where they are read.
         """
         pyramid = [None] * len(SCALES)
         top = self.laterals[3](features[3])
         finest = min(scales)
         for i in range(2, finest - 1, -1):  # P3 = C4 + C5, P2 = C3 + P3, P1 = C2 + P2, each before smoothing
-            if lazily and i == finest:
-                pyramid[i] = LazyMap(self, i, features[i], top)
+            if lazily and i == finest:  # no other map needs the whole of it
+                shape = (*top.shape[:2], *features[i].shape[2:])
+                pyramid[i] = LazyMap(self.smooth[i], shape, lambda first, last: self.add_lateral_rows(i, features[i], top, first, last))
                 break
             top = self.add_lateral(i, features[i], top)
             if i in scales:
-                pyramid[i] = self.smooth[i](top)
+                pyramid[i] = LazyMap(self.smooth[i], top.shape, lambda first, last, x=top: x[:, :, first:last]) if lazily else self.smooth[i](top)
         return pyramid
 
     def add_lateral(self, i, feature, above, skip=0):
@@ -159,21 +160,28 @@ class FPN(nn.Module):
 
         `skip`: rows of the enlarged map above the feature's first.
         """
-        lateral = self.laterals[i](feature)
-        height, width = lateral.shape[-2:]
-        return lateral + enlarge(above, (skip + height, width), 2, self.centred)[:, :, skip:]
+        x = self.laterals[i](feature)
+        x += enlarge(above, (skip + x.shape[2], x.shape[3]), 2, self.centred)[:, :, skip:]
+        return x
+
+    def add_lateral_rows(self, i, feature, above, first, last):
+        """Rows first to last of what `add_lateral` gives."""
+        coarse, end = max(0, first // 2 - 1), (last - 1) // 2 + 2  # the rows that enlarging reads
+        return self.add_lateral(i, feature[:, :, first:last], above[:, :, coarse:end], skip=first - 2 * coarse)
 
 
 class LazyMap:
-    """The pyramid's finest map, of which only the rows that are read are computed: Tab. A.11's head needs 3/8 of P1, and
-    the whole of P1 costs half a ResNet50. The host must know which rows; a GPU would have to wait for it.
+    """A pyramid's map, of which only the rows that are read are computed: Tab. A.11's head needs 3/8 of P1, and the whole
+    of P1 costs half a ResNet50. The host must know which rows; a GPU would have to wait for it.
 
-    `shape` (B, C, H, W) is the whole map's.
+    Args:
+        smooth: the 3x3 convolution.
+        shape: (B, C, H, W), the whole map's.
+        before: a function (first, last) -> those rows of the map before smoothing.
     """
 
-    def __init__(self, fpn, i, feature, above):
-        self.fpn, self.i, self.feature, self.above = fpn, i, feature, above
-        self.shape, self.device = (len(feature), above.shape[1], *feature.shape[2:]), feature.device
+    def __init__(self, smooth, shape, before):
+        self.smooth, self.shape, self.before, self.device = smooth, shape, before, smooth.weight.device
         self.top = self.bottom = 0  # the rows computed, half-open
         self.x, self.first = None, 0  # a block that holds them, and the row of the map that is its first
 
@@ -202,11 +210,8 @@ class LazyMap:
         return self.x, self.first
 
     def _compute(self, top, bottom):
-        H, h = self.shape[2], self.above.shape[2]
-        first, last = max(0, top - 1), min(H, bottom + 1)  # with the neighbours that the 3x3 kernel reads
-        coarse, end = max(0, first // 2 - 1), min(h, last // 2 + 2)  # and those that enlarging reads
-        x = self.fpn.add_lateral(self.i, self.feature[:, :, first:last], self.above[:, :, coarse:end], skip=first - 2 * coarse)
-        return self.fpn.smooth[self.i](x), first
+        first, last = max(0, top - 1), min(self.shape[2], bottom + 1)  # with the neighbours that the 3x3 kernel reads
+        return self.smooth(self.before(first, last)), first
 
 
 # ---- mean accuracy (Sec. 4.1, Eq. 14) ----

@@ -226,7 +226,7 @@ def test_a_lazy_maps_rows_are_the_maps_rows(centred, H, W):
                 assert first in (low, low - 1) and x.shape[2] <= high - low + 2
                 assert_close(x[:, :, low - first : high - first], whole[finest][:, :, low:high])
             for i in scales - {finest}:
-                assert_close(lazy[i], whole[i])
+                assert_close(lazy[i].rows(0, whole[i].shape[2])[0], whole[i])
 
 
 OUTCOME = {"head": 0, "torso": 1, "bottom": 1, "all": 2}
