@@ -271,6 +271,8 @@ class AFSS(nn.Module):
 
     def scales(self):
         """The chosen scale of each attribute as a list of ints, read from the device only after a change."""
+        if self.selection.is_inference():  # made in torch.inference_mode(): its changes cannot be told
+            return self.selection.tolist()
         if self._read is None or self._read[:2] != (id(self.selection), self.selection._version):
             self._read = (id(self.selection), self.selection._version, self.selection.tolist())
         return self._read[2]

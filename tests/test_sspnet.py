@@ -610,6 +610,14 @@ def test_eq12_hierarchical_loss_sums_groups_and_averages_scales():
     assert loss(logits[0], labels).item() == pytest.approx(each[0])
 
 
+def test_a_model_made_in_inference_mode_works_there():
+    with torch.inference_mode():
+        model = small().eval()
+        assert model(torch.randn(1, 3, 64, 48)).shape == (1, 5)
+        model.afss.selection.fill_(2)
+        assert model.afss.scales() == [2] * 5
+
+
 def test_sspnet_imports_nothing_of_the_project():
     import ast
     tree = ast.parse(open(sspnet.__file__).read())
