@@ -22,13 +22,12 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from data import PA100K_GROUPS, Table, keep_freed_memory, loader, normalize, show_progress, synthetic, write_json  # noqa: E402
-from evaluate import metrics  # noqa: E402
+from evaluate import TAB_3_SCALES, metrics  # noqa: E402
 from localize import grad_cam_p, heatmaps  # noqa: E402
 from sspnet import KEYPOINT_GROUPS, STRIDES, Baseline, HierarchicalLoss, OffsetSampling, PLE_K, PLE_S, SSPNet, prior_region  # noqa: E402
 from train import parameter_groups  # noqa: E402
 
 GROUPS_OF = list(PA100K_GROUPS.values())
-OUTCOME = {"head": 0, "torso": 1, "bottom": 1, "all": 2}
 # Where people's joints are on average, as shares of width and height: a benchmark on random points would read the whole map.
 POSE = torch.tensor([[.42, .92], [.42, .74], [.43, .54], [.57, .54], [.58, .74], [.58, .92], [.5, .54], [.5, .22], [.5, .17], [.5, .05],
                      [.3, .5], [.32, .38], [.38, .23], [.62, .23], [.68, .38], [.7, .5]])
@@ -62,7 +61,7 @@ def build(ple, device="cpu", live=False, groups=GROUPS_OF, M=3):
     torch.manual_seed(0)
     model = Baseline(groups) if ple == "none" else SSPNet(groups, ple, M=M)
     if ple != "none":
-        model.afss.selection.copy_(torch.tensor([OUTCOME[g] for g in groups]))
+        model.afss.selection.copy_(torch.tensor([TAB_3_SCALES[g] for g in groups]))
         model.afss.live = live
     return model.to(device, memory_format=torch.channels_last)
 

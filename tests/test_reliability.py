@@ -139,7 +139,7 @@ def test_freed_memory_is_kept_for_the_next_step():
 
 
 def killed_and_resumed(folder, arguments, kills, longest, random):
-    """Kills a training at random moments, `kills` times, resuming it after each; then lets it finish. Returns the kills that hit."""
+    """Kills a training at random moments, `kills` times, resuming it after each; then lets it finish."""
     hit = 0
     while True:
         resume = ["--resume"] if (folder / "last.pt").exists() else []

@@ -8,6 +8,7 @@ from torch.testing import assert_close
 
 import sspnet
 from data import PA100K_GROUPS
+from evaluate import TAB_3_SCALES
 from sspnet import (AFSS, FPN, GROUPS, KEYPOINT_GROUPS, PLE_K, PLE_R, PLE_S, Backbone, Baseline, HierarchicalLoss,
                     OffsetSampling, SSPNet, bilinear_sample, enlarge, image_to_map, imbalance_weights, label_counts, mean_accuracy,
                     prior_region, pyramid_pool, weighted_bce)
@@ -229,11 +230,8 @@ def test_a_lazy_maps_rows_are_the_maps_rows(centred, H, W):
                 assert_close(lazy[i].rows(0, whole[i].shape[2])[0], whole[i])
 
 
-OUTCOME = {"head": 0, "torso": 1, "bottom": 1, "all": 2}
-
-
 @pytest.mark.parametrize("ple, backbone, selection", [
-    ("R", "resnet18", OUTCOME), ("K", "resnet18", OUTCOME), ("S", "resnet18", OUTCOME), ("S", "swin_t", OUTCOME),
+    ("R", "resnet18", TAB_3_SCALES), ("K", "resnet18", TAB_3_SCALES), ("S", "resnet18", TAB_3_SCALES), ("S", "swin_t", TAB_3_SCALES),
     ("K", "resnet18", {"head": 1, "torso": 0, "bottom": 0, "all": 1}), ("S", "swin_t", {"head": 1, "torso": 0, "bottom": 0, "all": 1}),
     ("S", "resnet18", dict.fromkeys(GROUPS, 0))])
 def test_reading_lazily_changes_no_logit_and_no_gradient(ple, backbone, selection):
