@@ -195,10 +195,19 @@ def compare(files):
         columns.setdefault(json.dumps(config, sort_keys=True), (config, []))[1].append(figures)
     columns = list(columns.values())
     differing = [k for k in {k: None for config, _ in columns for k in config} if len({json.dumps(config.get(k)) for config, _ in columns}) > 1]
-    heads = [" ".join("baseline" if config.get(k) == "none" and k == "ple" else f"SSPNet-{config.get(k)}" if k == "ple" else f"{k} {config.get(k)}"
-                      for k in differing or ["ple"] if k in config) for config, _ in columns]
+    names = {"none": "baseline", **{ple: f"SSPNet-{ple}" for ple in "RKS"}}
+
+    def heading(config):
+        """What tells the configuration from the others; of a switch, only that it is off; of the baseline, nothing it does not have."""
+        absent = ("afss", "M", "ratio", "offsets", "prior") if config["ple"] == "none" else ()
+        words = [names[v] if k == "ple" else f"no {k}" if v is False else f"{k} {v}" for k, v in config.items()
+                 if k in differing and k not in absent and v is not True]
+        return " ".join(words) or names[config["ple"]]
+
+    heads = [heading(config) for config, _ in columns]
+    width = max(26, *(len(head) + 2 for head in heads))
     shared = [key for key in columns[0][1][0] if all(key in figures for _, runs in columns for figures in runs)]
-    lines, first = [f"{'':28}" + "".join(f"{head[:25]:>26}" for head in heads)], {}
+    lines, first = [f"{'':28}" + "".join(f"{head:>{width}}" for head in heads)], {}
     for name, measure in shared:
         line, digits = f"{name:20} {measure:7}", 2 if measure in METRICS else 3
         for config, runs in columns:
@@ -207,9 +216,9 @@ def compare(files):
             cell = f"{mean:.{digits}f}" + (f"±{statistics.stdev(values):.{digits}f}" if len(values) > 1 else "")
             cell += f" ({mean - first[name, measure]:+.{digits}f})" if (name, measure) in first else ""
             first.setdefault((name, measure), mean)
-            line += f"{cell:>26}"
+            line += f"{cell:>{width}}"
         lines.append(line)
-    return lines + [f"{'runs':28}" + "".join(f"{len(runs):26}" for _, runs in columns)]
+    return lines + [f"{'runs':28}" + "".join(f"{len(runs):{width}}" for _, runs in columns)]
 
 
 # Tab. 3: millions of parameters, GFLOPs, images/s.

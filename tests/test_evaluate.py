@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -126,6 +127,13 @@ def test_compare_prints_the_groups_of_tab_1(tmp_path):
         (tmp_path / file).write_text(json.dumps({**result, "groups": {"head": head}}))
     lines = [line.split() for line in compare([tmp_path / "a.json", tmp_path / "b.json"])]
     assert lines[0] == ["afss", "a", "afss", "b"] and ["group", "head", "mA", "80.00", "81.50", "(+1.50)"] in lines
+
+
+def test_compare_tells_tab_2s_rows_apart(tmp_path):
+    rows = [("none", {}), ("S", {"afss": "P3"}), ("S", {"offsets": False, "prior": False}), ("S", {"prior": False}), ("S", {})]
+    files = [write_result(tmp_path / f"{i}.json", ple, 0, {"Hat": 60.0}, **{"afss": "group", "offsets": True, "prior": True, **rest}) for i, (ple, rest) in enumerate(rows)]
+    heads = re.split("  +", compare(files)[0].strip())
+    assert heads == ["baseline", "SSPNet-S afss P3", "SSPNet-S afss group no offsets no prior", "SSPNet-S afss group no prior", "SSPNet-S afss group"]
 
 
 def test_group_means_skip_undefined_attributes():
