@@ -86,6 +86,11 @@ def build_model(config, weights=None):
                   config["ratio"], config["offsets"], config["prior"], config["channels"])
 
 
+def model_name(ple):
+    """What people call the model with the given PLE."""
+    return "baseline" if ple == "none" else f"SSPNet-{ple}"
+
+
 def settings(config):
     """A config without its lists of attributes and groups, for results."""
     return {k: v for k, v in config.items() if k not in ("attributes", "groups")}
@@ -184,7 +189,7 @@ def compare(files):
             raise FileNotFoundError(f"{file}: no such file")
         try:
             result = json.loads(Path(file).read_text())
-            config = {**{k: v for k, v in result["config"].items() if k != "seed" and v is not None}, "on": result["split"]}
+            config = {"ple": result["config"]["ple"], **{k: v for k, v in result["config"].items() if k != "seed" and v is not None}, "on": result["split"]}
             measures = [m for m in ("mA", "IoU", "PCC") if m in result["attributes"][0]]
             totals = {m: result.get("average", result)[m] for m in (METRICS if measures == ["mA"] else measures)}
             figures = {(row["attribute"], m): row[m] for row in result["attributes"] for m in measures}
@@ -195,14 +200,13 @@ def compare(files):
         columns.setdefault(json.dumps(config, sort_keys=True), (config, []))[1].append(figures)
     columns = list(columns.values())
     differing = [k for k in {k: None for config, _ in columns for k in config} if len({json.dumps(config.get(k)) for config, _ in columns}) > 1]
-    names = {"none": "baseline", **{ple: f"SSPNet-{ple}" for ple in "RKS"}}
 
     def heading(config):
         """What tells the configuration from the others; of a switch, only that it is off; of the baseline, nothing it does not have."""
         absent = ("afss", "M", "ratio", "offsets", "prior") if config["ple"] == "none" else ()
-        words = [names[v] if k == "ple" else f"no {k}" if v is False else f"{k} {v}" for k, v in config.items()
+        words = [model_name(v) if k == "ple" else f"no {k}" if v is False else f"{k} {v}" for k, v in config.items()
                  if k in differing and k not in absent and v is not True]
-        return " ".join(words) or names[config["ple"]]
+        return " ".join(words) or model_name(config["ple"])
 
     heads = [heading(config) for config, _ in columns]
     width = max(26, *(len(head) + 2 for head in heads))
@@ -268,7 +272,7 @@ def profile(device, models=TAB_3, batches=(1, 32), size=(256, 192), rounds=5):
     keys = [key for key in rows[0] if key not in ("ple", "backbone", "params", "paper")]
     lines = [f"{'':22}{'params (paper)':>20}" + "".join(f"{key.replace('_', ' '):>24}" for key in keys) + "   paper: GFLOPs, images/s"]
     for row in rows:
-        name = ("baseline" if row["ple"] == "none" else f"SSPNet-{row['ple']}") + f" {row['backbone']}"
+        name = f"{model_name(row['ple'])} {row['backbone']}"
         parameters = f"{row['params']:.2f} ({row['paper'][0]:.2f})"
         lines.append(f"{name:22}{parameters:>20}" + "".join(f"{row[key]:24.2f}" for key in keys) + f"   {row['paper'][1]:.2f}, {row['paper'][2]}")
     return rows, lines

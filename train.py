@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from data import WITHOUT_VALIDATION, add_dataset_arguments, command, loader, show_progress, start_epoch
-from evaluate import METRICS, SOURCE, autocast, build_model, group_means, metrics, open_dataset, predict, read_checkpoint
+from evaluate import METRICS, SOURCE, autocast, build_model, group_means, metrics, model_name, open_dataset, predict, read_checkpoint
 from sspnet import GROUPS, SCALES, Backbone, HierarchicalLoss, SSPNet
 
 # The paper's recipe (Sec. 4), completed from the Strong Baseline where the paper is silent.
@@ -331,7 +331,7 @@ def main(argv=None):
         run.load(checkpoint)
     args.out.mkdir(parents=True, exist_ok=True)
     say(f"{table.name}: {len(table.names)} images, {len(table.attributes)} attributes; "
-        f"{'baseline' if args.ple == 'none' else 'SSPNet-' + args.ple}, {args.backbone}, {args.size[0]}x{args.size[1]}, "
+        f"{model_name(args.ple)}, {args.backbone}, {args.size[0]}x{args.size[1]}, "
         f"{args.epochs} epochs of {len(batches)} steps, {args.device}{f' x {ranks()}' if ranks() > 1 else ''}, to {args.out}")
     constant = [name for name, ratio in zip(table.attributes, positive_ratio.tolist()) if ratio in (0, 1)]
     if constant:

@@ -113,7 +113,8 @@ def test_compare_localization_results_and_name_bad_ones(tmp_path):
     assert lines == [["SSPNet-K"], ["Hat", "IoU", "0.100"], ["Hat", "PCC", "0.500"], ["average", "IoU", "0.250"], ["average", "PCC", "nan"], ["runs", "1"]]
     (tmp_path / "b.json").write_text('{"config": 1}')
     (tmp_path / "c.json").write_text("not JSON")
-    for bad in ("b.json", "c.json"):
+    (tmp_path / "d.json").write_text(file.read_text().replace('"ple"', '"pole"'))
+    for bad in ("b.json", "c.json", "d.json"):
         with pytest.raises(ValueError, match=f"{bad}: not a result of evaluate.py or localize.py"):
             compare([file, tmp_path / bad])
     with pytest.raises(FileNotFoundError, match="nowhere.json: no such file"):
