@@ -1,7 +1,7 @@
 """Pedestrians with attributes: datasets in one common form, and what turns them into batches.
 
-    Table                every dataset's common form: images, labels, attributes, groups, keypoints, boxes
-    load_table           a split of any dataset, by name
+    Split                every dataset's common form: images, labels, attributes, groups, keypoints, boxes
+    load_split           a split of any dataset, by name
     pa100k, rap1, peta, upar, pcs, csv_table    the readers, each in the layout in which its dataset is published
     SHARED, PCS_SHARED   which attributes of two datasets mean the same (Tab. 7-10)
     SimCC                the pose network that finds PLE-K's keypoints, and torchvision's Keypoint R-CNN in its place
@@ -21,6 +21,7 @@ import collections
 import colorsys
 import csv
 import ctypes
+import hashlib
 import json
 import math
 import os
@@ -102,12 +103,13 @@ PCS_SHARED = {
 DATASETS = ("synthetic", "pa100k", "rap1", "peta", "upar", "pcs", "csv")
 PARTS = {"train": ("train",), "val": ("val",), "test": ("test",), "trainval": ("train", "val"), "all": ("train", "val", "test")}
 WITHOUT_VALIDATION = ("rap1", "pcs")  # their "trainval" is "train"
+DATA_KEYS = ("dataset", "data", "keypoints", "partition", "exclude", "domain")  # of a split's source
 FLIP = [5, 4, 3, 2, 1, 0, 6, 7, 8, 9, 15, 14, 13, 12, 11, 10]  # MPII's left and right exchanged
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # ImageNet's, which the backbones' weights expect
 
 
 @dataclass
-class Table:
+class Split:
     """One split of a dataset.
 
     Attributes:
@@ -145,8 +147,8 @@ class Table:
                 raise ValueError(f"{self.name}: attribute {attribute} has group {group}, expected one of {GROUPS}")
 
 
-def load_table(dataset, data=None, split="test", keypoints=None, partition=None, exclude=None, **drawing):
-    """The `Table` of a split: "train", "val", "test", "trainval" or "all".
+def load_split(dataset, data=None, split="test", keypoints=None, partition=None, exclude=None, **drawing):
+    """The `Split` of a split: "train", "val", "test", "trainval" or "all".
 
     Args:
         dataset: one of `DATASETS`.
@@ -184,6 +186,24 @@ def load_table(dataset, data=None, split="test", keypoints=None, partition=None,
             raise ValueError(f"{data}: not laid out as {dataset} is published ({error!r})") from None
         check_images(table.images)
     return replace(table, keypoints=read_keypoints(keypoints, table.names)) if keypoints else table
+
+
+def open_split(config, split):
+    """The split of a config with the keys `DATA_KEYS`, "ple", "size" and "images" (or None)."""
+    drawing = {}
+    if config["dataset"] == "synthetic":
+        drawing = {"size": config["size"], "domain": config["domain"] or 0, "count": config["images"]}
+    elif config["images"] is not None or config["domain"] is not None:
+        raise ValueError(f"--images and --domain: the synthetic set is drawn with them, {config['dataset']} is not")
+    opened = load_split(config["dataset"], config["data"], split, config["keypoints"], config["partition"], config["exclude"], **drawing)
+    if config["ple"] == "K" and opened.keypoints is None:
+        raise ValueError(f"{opened.name}: PLE-K needs keypoints, give --keypoints FILE")
+    return opened
+
+
+def digest(names):
+    """A short fingerprint of image names in their order."""
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
 
 
 def parts_of(split, published, file):
@@ -293,7 +313,7 @@ def pa100k(folder, split):
         names += part_names
         labels.append(labels_of(mat[f"{part}_label"], part_names, attributes, file, f"{part}_label"))
     place = image_folder(folder, PLACES["pa100k"], names[0] if names else "")
-    return Table(f"pa100k {split} ({file})", attributes, groups_of(attributes, PA100K_GROUPS, file), names,
+    return Split(f"pa100k {split} ({file})", attributes, groups_of(attributes, PA100K_GROUPS, file), names,
                  [place / name for name in names], np.concatenate(labels))
 
 
@@ -307,7 +327,7 @@ def rap1(folder, split, partition=1):
     parts = [f"{part}_index" for part in parts_of(split, ("train", "test"), file)]
     rows = pick(rap["partion"], partition, parts, len(names), 1, file)
     names = [names[i] for i in rows]
-    return Table(f"rap1 {split}, partition {partition} ({file})", attributes[:51], groups_of(attributes[:51], RAP1_GROUPS, file), names,
+    return Split(f"rap1 {split}, partition {partition} ({file})", attributes[:51], groups_of(attributes[:51], RAP1_GROUPS, file), names,
                  [folder / "RAP_dataset" / name for name in names], labels[rows])
 
 
@@ -320,7 +340,7 @@ def peta(folder, split, partition=1):
     labels = labels_of(mat["data"][:, 4:], names, attributes, file, "data without its first four columns")
     rows = pick(mat["partion_attribute"], partition, PARTS[split], len(names), 1, file)
     names = [names[i] for i in rows]
-    return Table(f"peta {split}, partition {partition} ({file})", attributes[:35], groups_of(attributes[:35], PETA_GROUPS, file), names,
+    return Split(f"peta {split}, partition {partition} ({file})", attributes[:35], groups_of(attributes[:35], PETA_GROUPS, file), names,
                  [folder / "images" / name for name in names], labels[rows, :35])
 
 
@@ -405,7 +425,7 @@ def dataset_pickle(file, dataset, split, partition=1, exclude=None):
     names = [names[i] for i in rows]
     place = image_folder(file.parent, PLACES[dataset], names[0] if names else "")
     groups = {"pa100k": PA100K_GROUPS, "rap1": RAP1_GROUPS, "peta": PETA_GROUPS, "upar": UPAR_GROUPS}[dataset]
-    return Table(f"{dataset} {split} ({file})", attributes, groups_of(attributes, groups, file), names,
+    return Split(f"{dataset} {split} ({file})", attributes, groups_of(attributes, groups, file), names,
                  [place / name for name in names], labels[rows])
 
 
@@ -452,7 +472,7 @@ def pcs(folder, split):
     parts = parts_of(split, ("train", "test"), folder)
     rows = [i for i in range(len(photos)) if ("test" if i % 5 == 4 else "train") in parts]
     boxes = boxes[rows][:, [known.index(name) for name in attributes]]
-    return Table(f"pcs {split} ({folder})", attributes, groups_of(attributes, PCS_GROUPS, file), [photos[i].name for i in rows],
+    return Split(f"pcs {split} ({folder})", attributes, groups_of(attributes, PCS_GROUPS, file), [photos[i].name for i in rows],
                  [photos[i] for i in rows], np.isfinite(boxes[:, :, 0]).astype(np.float32), boxes=boxes)
 
 
@@ -472,9 +492,11 @@ def read_mask(file):
     return mask.astype(np.int64)
 
 
-def image_size(file):
-    """(H, W) as `read_image` will give them, from the file's header alone."""
-    with Image.open(file) as image:
+def image_size(source):
+    """(H, W) as `read_image` will give them, of a drawn array or from a file's header alone."""
+    if isinstance(source, np.ndarray):
+        return source.shape[:2]
+    with Image.open(source) as image:
         turned = image.getexif().get(0x0112, 1) >= 5
         return image.size if turned else image.size[::-1]
 
@@ -514,7 +536,7 @@ def csv_table(folder, split):
         if not isinstance(groups, dict) or not all(isinstance(group, str) for group in groups.values()):
             raise ValueError(f'{file}: expected {{"attribute": "group", ...}} with the groups {", ".join(GROUPS)}')
     place = image_folder(folder, ("", "data", "release_data/release_data"), names[0] if names else "")
-    return Table(f"csv {split} ({folder})", attributes, groups_of(attributes, groups, file), names, [place / name for name in names],
+    return Split(f"csv {split} ({folder})", attributes, groups_of(attributes, groups, file), names, [place / name for name in names],
                  np.array(labels, np.float32).reshape(len(names), len(attributes)))
 
 
@@ -542,8 +564,8 @@ def shared_attributes(trained_on, model_attributes, tested_on, table):
         trained_on, model_attributes: the model's dataset and attribute names.
         tested_on: the table's dataset.
     Returns:
-        The reduced `Table`, and for each of its attributes a list of column indices of the model's output: it is there if
-        any of them is (see `join_columns`). The whole table and single columns where both have the same attributes.
+        The reduced `Split`, and for each of its attributes a list of column indices of the model's output: it is there if
+        any of them is (see `max_over_outputs`). The whole table and single columns where both have the same attributes.
     """
     if model_attributes == table.attributes:
         return table, [[j] for j in range(len(model_attributes))]
@@ -569,7 +591,7 @@ def shared_attributes(trained_on, model_attributes, tested_on, table):
     return reduced, list(ours)
 
 
-def join_columns(logits, columns):
+def max_over_outputs(logits, columns):
     """(N, L) logits of a model -> (N, K): each of the K lists of columns by its highest logit."""
     return torch.stack([logits[:, j].amax(1) for j in columns], 1)
 
@@ -715,17 +737,39 @@ def pose_model(name, weights):
     return model.eval()
 
 
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+
+
+def photo_split(paths, attributes, groups, keypoints=None):
+    """A `Split` of image files and folders of them; its labels are zeros, unknown."""
+    files = []
+    for path in map(Path, paths):
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no such image or folder")
+        found = [path]
+        if path.is_dir():
+            inside = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
+            found = [p for p in inside if p.suffix.lower() in IMAGE_SUFFIXES]
+        if not found:
+            raise FileNotFoundError(f"{path}: no images in this folder, expected {', '.join(IMAGE_SUFFIXES)}")
+        files += found
+    names = [file.name for file in files]
+    points = read_keypoints(keypoints, names) if keypoints else None
+    labels = np.zeros((len(files), len(attributes)), np.float32)
+    return Split("photos", attributes, groups, names, files, labels, points)
+
+
 class Pictures(torch.utils.data.Dataset):
     """The pictures alone of some of a table's rows, in their own sizes."""
 
     def __init__(self, table, rows):
-        self.table, self.rows = table, rows
+        self.split, self.rows = table, rows
 
     def __len__(self):
         return len(self.rows)
 
     def __getitem__(self, i):
-        return read_image(self.table.images[self.rows[i]])
+        return read_image(self.split.images[self.rows[i]])
 
 
 def pictures_of(table, rows, batch_size, workers):
@@ -789,6 +833,7 @@ def read_part(part, table, source):
 
 def write_npz(file, **arrays):
     """np.savez, through a temporary file so that `file` is always whole."""
+    file = Path(file)
     temporary = file.with_name(file.name + ".tmp")
     with open(temporary, "wb") as opened:
         np.savez(opened, **{name: np.asarray(value) for name, value in arrays.items()})
@@ -841,7 +886,7 @@ def flip(image, keypoints):
 
 
 class Pedestrians(torch.utils.data.Dataset):
-    """A `Table` as model input: item i is (image (3, H, W) float, labels (L,), keypoints (16, 2), i).
+    """A `Split` as model input: item i is (image (3, H, W) float, labels (L,), keypoints (16, 2), i).
 
     In training each image is resized, padded by 10, randomly cropped and flipped (the Strong Baseline's recipe); the
     random numbers depend on (seed, epoch, i) alone, so they are the same for any number of workers and after a
@@ -849,21 +894,21 @@ class Pedestrians(torch.utils.data.Dataset):
     """
 
     def __init__(self, table, size, train=False, seed=0):
-        self.table, self.size, self.train, self.seed, self.epoch = table, tuple(size), train, seed, 0
+        self.split, self.size, self.train, self.seed, self.epoch = table, tuple(size), train, seed, 0
 
     def __len__(self):
-        return len(self.table.names)
+        return len(self.split.names)
 
     def __getitem__(self, i):
-        keypoints = torch.zeros(16, 2) if self.table.keypoints is None else torch.from_numpy(self.table.keypoints[i])
-        image, keypoints = resize(read_image(self.table.images[i]), keypoints, self.size)
+        keypoints = torch.zeros(16, 2) if self.split.keypoints is None else torch.from_numpy(self.split.keypoints[i])
+        image, keypoints = resize(read_image(self.split.images[i]), keypoints, self.size)
         if self.train:
             random = np.random.default_rng((self.seed, self.epoch, i))
             dx, dy, mirror = random.integers(0, 21), random.integers(0, 21), random.random() < 0.5
             image, keypoints = shift(image, keypoints, int(dx), int(dy))
             if mirror:
                 image, keypoints = flip(image, keypoints)
-        return normalize(image), torch.from_numpy(self.table.labels[i]), keypoints, i
+        return normalize(image), torch.from_numpy(self.split.labels[i]), keypoints, i
 
 
 def loader(table, size, batch_size, train=False, seed=0, workers=0, device="cpu", rank=0, ranks=1):
@@ -897,6 +942,30 @@ def add_dataset_arguments(parser):
     add("--exclude", nargs="+", metavar="PART", help="parts of upar to leave out, by the first folder of their images")
     add("--domain", type=int, choices=[0, 1], help="the synthetic set's domain; default 0")
     add("--images", type=int, help="images per split of the synthetic set")
+    add("--keypoints", help="keypoint file (.npz) for PLE-K")
+
+
+def check_arguments(args, parser):
+    """Stops at an argument that is out of range."""
+    for name, low in (("batch_size", 1), ("workers", 0), ("images", 1)):
+        value = getattr(args, name)
+        if value is not None and value < low:
+            parser.error(f"--{name.replace('_', '-')} {value}: expected at least {low}")
+
+
+def set_up_device(name):
+    """Checks a --device and makes it torch's; returns its full name, such as "cuda:0"."""
+    kind, _, index = name.partition(":")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "cpu":
+        return name
+    index = index or os.environ.get("LOCAL_RANK", "0")
+    if kind != "cuda" or not index.isdigit() or int(index) >= count:
+        raise ValueError(f"--device {name}: expected cpu, or cuda with one of {count} devices")
+    torch.cuda.set_device(int(index))  # kernels and collectives go to the current device
+    torch.backends.cudnn.benchmark = True  # all inputs have one size
+    torch.set_float32_matmul_precision("high")  # TF32 for float32
+    return f"cuda:{index}"
 
 
 def command(main):
@@ -939,7 +1008,10 @@ def write_json(file, value):
         if isinstance(v, (list, tuple)):
             return [plain(w) for w in v]
         return None if isinstance(v, float) and not math.isfinite(v) else v
-    Path(file).write_text(json.dumps(plain(value), indent=1, ensure_ascii=False) + "\n")
+    text = json.dumps(plain(value), indent=1) + "\n"  # ASCII, whatever names and locale are
+    temporary = Path(f"{file}.tmp")
+    temporary.write_text(text, encoding="ascii")
+    os.replace(temporary, file)
 
 
 # ---- drawn pedestrians ----
@@ -974,7 +1046,7 @@ def synthetic(split, seed=0, domain=0, size=(128, 96), count=None):
             random = np.random.default_rng((seed, domain, list(SPLIT_SIZES).index(part), i))
             drawn.append(draw_pedestrian(random, domain, size))
     images, labels, keypoints, boxes = zip(*drawn)
-    return Table(f"synthetic {split} (seed {seed}, domain {domain})", attributes, list(PA100K_GROUPS.values()), names,
+    return Split(f"synthetic {split} (seed {seed}, domain {domain})", attributes, list(PA100K_GROUPS.values()), names,
                  list(images), np.stack(labels), np.stack(keypoints), np.stack(boxes))
 
 
@@ -1338,7 +1410,7 @@ def main():
         parser.error(f"--size {args.size[0]} {args.size[1]}, --batch-size {args.batch_size}: expected at least 1")
     if args.command == "keypoints" and not args.weights:
         parser.error("--weights: give the pose network's")
-    table = load_table(args.dataset or ("pa100k" if args.data else "synthetic"), args.data, args.split, None, args.partition, args.exclude,
+    table = load_split(args.dataset or ("pa100k" if args.data else "synthetic"), args.data, args.split, None, args.partition, args.exclude,
                        domain=args.domain or 0, count=args.images)
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     if args.command == "average":

@@ -1,16 +1,16 @@
-"""Recognition metrics: Eq. 14's mean accuracy and the instance metrics of Sec. 4.1, over a split.
+"""Recognition metrics (Sec. 4.1): Eq. 14's mean accuracy and the instance metrics, over a split.
 
     python evaluate.py runs/synthetic-S/best.pt
     python evaluate.py CHECKPOINT --dataset pa100k --data FOLDER --split test --json FILE
-    python evaluate.py CHECKPOINT --dataset rap1 --data FOLDER       a model of another dataset: the shared attributes (Tab. 7-9)
-    python evaluate.py --compare A.json B.json ...                   results side by side, with the difference to the first
-    python evaluate.py --profile                                     parameters, GFLOPs and speed (Tab. 3)
+    python evaluate.py CHECKPOINT --dataset rap1 --data FOLDER    on another dataset (Tab. 7-9)
+    python evaluate.py --compare A.json B.json ...                results side by side
 
-Also holds what every user of a checkpoint needs: `build_model`, `load_model`, `predict`.
+Also holds what every user of a checkpoint needs: `load_model`, `predict`.
 """
 
 import argparse
 import json
+import math
 import statistics
 import sys
 import time
@@ -19,42 +19,72 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+import torchvision
 
-from data import PA100K_GROUPS, PARTS, add_dataset_arguments, command, join_columns, load_table, loader, shared_attributes, show_progress, write_json
+from data import (
+    DATA_KEYS,
+    PARTS,
+    add_dataset_arguments,
+    check_arguments,
+    command,
+    loader,
+    max_over_outputs,
+    open_split,
+    set_up_device,
+    shared_attributes,
+    show_progress,
+    write_json,
+    write_npz,
+)
 from sspnet import GROUPS, SCALES, Baseline, SSPNet, label_counts, mean_accuracy
 
 METRICS = ("mA", "Accu", "Prec", "Rec", "F1")
-SOURCE = ("dataset", "data", "keypoints", "partition", "exclude", "domain")  # where images come from, in arguments and configs
+MEASURES = ("mA", "IoU", "PCC")  # of an attribute, in results of evaluate.py and localize.py
+FORMAT = 2  # of checkpoints; 1 had AFSS's choice in a tensor and two layers that predict offsets
 
 
 def metrics(logits, labels):
     """The paper's five metrics, in percent, at threshold 0.5 on the probability.
 
-    mA is the mean over attributes of Eq. 14's label mA, without the attributes that lack positives or negatives.
-    Accu, Prec and Rec are means over images of |both| / |either|, |both| / |predicted| and |both| / |true|, 0 where
-    nothing is counted; F1 is that of the mean Prec and mean Rec, as the field computes it.
+    mA is the mean over attributes of Eq. 14's label mA, without attributes that lack positives or
+    negatives. Accu, Prec and Rec are means over images of |both| / |either|, |both| / |predicted|
+    and |both| / |true|, 0 where nothing is counted; F1 is that of the mean Prec and the mean Rec,
+    as the field computes it.
 
     Args:
         logits, labels: (N, L).
     Returns:
-        dict of the five floats, "label_mA": L floats (NaN where undefined), "undefined": how many are.
+        A dict of the five floats, "undefined": the number of attributes without a label mA, and
+        "label_mA", "TP/P", "TN/N": L floats each, NaN where undefined.
     """
-    label_mA = 100 * mean_accuracy(label_counts(logits, labels))  # (L,)
-    predicted, true = (logits > 0).float(), (labels > 0.5).float()
-    both, predictions, positives = ((predicted * true).sum(1).double(), predicted.sum(1).double(), true.sum(1).double())  # (N,)
-    accu = (both / (predictions + positives - both).clamp(min=1)).mean()
-    prec = (both / predictions.clamp(min=1)).mean()
-    rec = (both / positives.clamp(min=1)).mean()
+    counts = label_counts(logits, labels)
+    TP, P, TN, N = counts
+    label_mA = 100 * mean_accuracy(counts)  # (L,)
+    predicted, true = logits > 0, labels > 0.5
+    both = (predicted & true).sum(1).double()  # (N,)
+    either = (predicted | true).sum(1)
+    accu = (both / either.clamp(min=1)).mean()
+    prec = (both / predicted.sum(1).clamp(min=1)).mean()
+    rec = (both / true.sum(1).clamp(min=1)).mean()
     f1 = 2 * prec * rec / (prec + rec).clamp(min=1e-20)
-    values = (label_mA.nanmean(), 100 * accu, 100 * prec, 100 * rec, 100 * f1)
-    return dict(zip(METRICS, (v.item() for v in values)), label_mA=label_mA.tolist(), undefined=int(label_mA.isnan().sum()))
+    values = torch.stack([label_mA.nanmean(), 100 * accu, 100 * prec, 100 * rec, 100 * f1])
+    return {
+        **dict(zip(METRICS, values.tolist(), strict=True)),
+        "undefined": int(label_mA.isnan().sum()),
+        "label_mA": label_mA.tolist(),
+        "TP/P": (100 * TP / P).tolist(),
+        "TN/N": (100 * TN / N).tolist(),
+    }
 
 
 def group_means(values, groups):
-    """The mean over each group's attributes, undefined ones left out: {group: float} for groups that have any."""
+    """The mean over each group's attributes, without undefined ones: {group: float}."""
     values = torch.as_tensor(values)
-    return {g: values[[j for j, name in enumerate(groups) if name == g]].nanmean().item() for g in GROUPS if g in groups}
+    means = {}
+    for group in (g for g in GROUPS if g in groups):
+        members = [j for j, g in enumerate(groups) if g == group]
+        means[group] = values[members].nanmean().item()
+    return means
 
 
 def autocast(device, amp):
@@ -65,25 +95,29 @@ def autocast(device, amp):
 
 @torch.inference_mode()
 def predict(model, batches, device="cpu", amp=None, progress=False):
-    """Runs the model in evaluation mode over a loader: logits (N, L) and labels (N, L), in the loader's order."""
+    """Logits (N, L) and labels (N, L) of a loader, in its order, from the model in evaluation."""
     model.eval()
     logits, labels, started = [], [], time.time()
-    for step, (images, truth, keypoints, _) in enumerate(batches):
-        images = images.to(device, non_blocking=True).to(memory_format=torch.channels_last)
+    for step, (images, truth, keypoints, _) in enumerate(batches, 1):
+        images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
+        keypoints = keypoints.to(device, non_blocking=True)
         with autocast(device, amp):
-            logits.append(model(images, keypoints.to(device, non_blocking=True)).float())
+            logits.append(model(images, keypoints).float())
         labels.append(truth)
         if progress:
-            show_progress(f"batch {step + 1}/{len(batches)}", step + 1, len(batches), started)
+            show_progress(f"batch {step}/{len(batches)}", step, len(batches), started)
     return torch.cat(logits).cpu(), torch.cat(labels)
 
 
+# ---- Checkpoints
+
+
 def build_model(config, weights=None):
-    """The model that a training's config describes, with the backbone's `weights` (see `Backbone`)."""
+    """The model that a training's config describes, with the backbone's `weights`."""
     if config["ple"] == "none":
         return Baseline(config["groups"], config["backbone"], weights)
-    return SSPNet(config["groups"], config["ple"], config["backbone"], weights, config["afss"], config["M"],
-                  config["ratio"], config["offsets"], config["prior"], config["channels"])
+    names = ("ple", "backbone", "afss", "M", "ratio", "offsets", "prior", "channels")
+    return SSPNet(config["groups"], weights=weights, **{name: config[name] for name in names})
 
 
 def model_name(ple):
@@ -91,24 +125,50 @@ def model_name(ple):
     return "baseline" if ple == "none" else f"SSPNet-{ple}"
 
 
+def provenance():
+    """What made a file: the command, and the versions of what it ran on."""
+    versions = {"torch": str(torch.__version__), "torchvision": str(torchvision.__version__)}
+    return {"command": " ".join(sys.argv), **versions}
+
+
 def settings(config):
-    """A config without its lists of attributes and groups, for results."""
-    return {k: v for k, v in config.items() if k not in ("attributes", "groups")}
+    """A config without what follows from the dataset, for results."""
+    return {k: v for k, v in config.items() if k not in ("attributes", "groups", "digest")}
+
+
+def check_config(config, file):
+    """Refuses a config that does not describe a model and its dataset."""
+    kinds = {"ple": str, "dataset": str, "backbone": str, "afss": str, "M": int, "ratio": float}
+    kinds.update(offsets=bool, prior=bool, channels=int, size=list, attributes=list, groups=list)
+    for key, kind in kinds.items():
+        if not isinstance(config, dict) or not isinstance(config.get(key), kind):
+            raise ValueError(f"{file}: its config has no {key!r}, expected a {kind.__name__}")
+    sizes = [config["M"], config["channels"], *config["size"]]
+    if len(sizes) != 4 or not all(isinstance(n, int) and 1 <= n <= 4096 for n in sizes):
+        raise ValueError(f"{file}: its M, channels and size are {sizes}, expected 1 to 4096")
+    if len(config["attributes"]) != len(config["groups"]):
+        raise ValueError(f"{file}: its attributes and groups differ in number")
 
 
 def read_checkpoint(file):
-    """A checkpoint's dict; nothing in the file is executed."""
+    """A checkpoint of train.py as a dict; nothing in the file is executed."""
     if not Path(file).is_file():
         raise FileNotFoundError(f"{file}: no such checkpoint")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of unusual pickles, which are refused below or not at all
+            warnings.simplefilter("ignore")  # of unusual pickles, which are refused or harmless
             checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # the zip reader and the restricted unpickler raise many kinds
-        reason = str(error).strip().splitlines()
-        raise ValueError(f"{file}: not a readable checkpoint ({reason[0] if reason else error!r})") from None
+    except Exception:  # the zip reader and the restricted unpickler raise many kinds
+        raise ValueError(f"{file}: not a readable checkpoint") from None
     if not isinstance(checkpoint, dict) or not {"config", "ema"} <= checkpoint.keys():
         raise ValueError(f"{file}: not a checkpoint of train.py, expected config and ema in it")
+    if checkpoint.get("format") != FORMAT:
+        found = checkpoint.get("format", 1)
+        raise ValueError(
+            f"{file}: written by another version of this code (format {found}, expected {FORMAT}): "
+            "train again"
+        )
+    check_config(checkpoint["config"], file)
     return checkpoint
 
 
@@ -118,194 +178,194 @@ def load_model(file, device="cpu"):
     try:
         model = build_model(checkpoint["config"])
         model.load_state_dict(checkpoint["ema"])
-    except KeyError as error:
-        raise ValueError(f"{file}: its config has no {error}") from None
-    except (RuntimeError, TypeError, ValueError) as error:  # load_state_dict's first line is a heading, its second the first difference
-        raise ValueError(f"{file}: {' '.join(line.strip() for line in str(error).splitlines()[:2])}") from None
+    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+        # load_state_dict's first line is a heading, its second the first difference
+        lines = [line.strip() for line in str(error).splitlines()[:2]]
+        raise ValueError(f"{file}: {' '.join(lines)}") from None
+    for name, tensor in model.state_dict().items():
+        if isinstance(tensor, torch.Tensor) and not tensor.isfinite().all():
+            raise ValueError(f"{file}: {name} has values that are not finite")
     return model.to(device, memory_format=torch.channels_last).eval(), checkpoint["config"]
 
 
-def add_data_arguments(parser, split="test"):
-    """The arguments with which a command names a split and a device; what is left out comes from the checkpoint."""
+def add_data_arguments(parser):
+    """What names a split and a device; what is left out comes from the checkpoint."""
     add_dataset_arguments(parser)
-    parser.add_argument("--split", default=split, choices=PARTS)
-    parser.add_argument("--keypoints", help="keypoint file (.npz) for PLE-K")
+    parser.add_argument("--split", default="test", choices=PARTS)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 
 
-def open_table(args, config):
-    """The table of the split that the arguments ask for, with the model's columns for each of its attributes.
+def open_evaluation(args, config):
+    """The split that the arguments ask for, with the model's output indices for each attribute.
 
-    The dataset that the model was trained on, and its files, unless the arguments name another; of another dataset the
-    shared attributes (see `shared_attributes`).
+    By default the dataset that the model was trained on, with its files. Of another dataset the
+    shared attributes, see `shared_attributes`.
     """
-    source = {key: getattr(args, key) for key in SOURCE}
+    source = {key: getattr(args, key) for key in DATA_KEYS}
     source["dataset"] = source["dataset"] or config["dataset"]
-    if source["dataset"] == config["dataset"]:  # another dataset's files are not to be found at the trained one's place
-        source = {key: config.get(key) if value is None else value for key, value in source.items()}
-    table = open_dataset(config["ple"], source, args.split, config["size"], args.images)
-    return shared_attributes(config["dataset"], config["attributes"], source["dataset"], table)
+    same = source["dataset"] == config["dataset"] and source["data"] in (None, config.get("data"))
+    if same:  # another folder has other keypoints, even where the names are alike
+        source = {k: config.get(k) if value is None else value for k, value in source.items()}
+    source.update(ple=config["ple"], size=config["size"], images=args.images)
+    split = open_split(source, args.split)
+    known = config["dataset"], config["attributes"]
+    return shared_attributes(*known, source["dataset"], split)
 
 
-def open_dataset(ple, source, split, size, images=None):
-    """The table of a split for a model with the given PLE; `source` has the keys `SOURCE`."""
-    drawing = {"size": size, "domain": source["domain"] or 0, "count": images} if source["dataset"] == "synthetic" else {}
-    table = load_table(**{key: source[key] for key in SOURCE if key != "domain"}, split=split, **drawing)
-    if ple == "K" and table.keypoints is None:
-        raise ValueError(f"{table.name}: PLE-K needs keypoints, give --keypoints FILE")
-    return table
+# ---- Results
 
 
-def report(table, logits, labels, scales=None):
-    """The metrics of a split as a dict for JSON, and as lines for people."""
+def report(split, logits, labels, scales=None):
+    """The metrics of a split as a dict for JSON, and as lines for people.
+
+    scales: the name of each attribute's scale, or None.
+    """
     result = metrics(logits, labels)
-    label_mA = result.pop("label_mA")
-    positives = labels.sum(0).int().tolist()
-    rows = [{"attribute": a, "group": g, "mA": m, "positives": p, "scale": scales[j] if scales else None}
-            for j, (a, g, m, p) in enumerate(zip(table.attributes, table.groups, label_mA, positives))]
-    result.update(split=table.name, images=len(labels), groups=group_means(label_mA, table.groups), attributes=rows)
-    lines = [f"{table.name}: {len(labels)} images", "", f"{'attribute':20} {'group':7} {'mA':>6} {'positives':>9}  scale"]
+    rows = []
+    for j, attribute in enumerate(split.attributes):
+        row = {"attribute": attribute, "group": split.groups[j], "mA": result["label_mA"][j]}
+        row.update({key: result[key][j] for key in ("TP/P", "TN/N")})
+        row.update(positives=int(labels[:, j].sum()), scale=scales[j] if scales else None)
+        rows.append(row)
+    result["groups"] = group_means(result["label_mA"], split.groups)
+    for key in ("label_mA", "TP/P", "TN/N"):
+        del result[key]
+    result.update(split=split.name, images=len(labels), attributes=rows)
+    lines = [f"{split.name}: {len(labels)} images", ""]
+    lines.append(f"{'attribute':20} {'group':7} {'mA':>9} {'positives':>9}  scale")
     for row in rows:
-        mA = "undefined" if row["mA"] != row["mA"] else f"{row['mA']:.2f}"
-        lines.append(f"{row['attribute']:20} {row['group']:7} {mA:>6} {row['positives']:9}  {row['scale'] or '-'}")
-    lines += ["", "  ".join(f"{g} {m:.2f}" for g, m in result["groups"].items())]
+        mA = "undefined" if math.isnan(row["mA"]) else f"{row['mA']:.2f}"
+        start = f"{row['attribute']:20} {row['group']:7} {mA:>9}"
+        lines.append(f"{start} {row['positives']:9}  {row['scale'] or '-'}")
+    lines += ["", "  ".join(f"{group} {mA:.2f}" for group, mA in result["groups"].items())]
     lines.append("  ".join(f"{name} {result[name]:.2f}" for name in METRICS))
     if result["undefined"]:
-        lines.append(f"{result['undefined']} attributes have no positives or no negatives here: undefined, left out of mA")
+        lines.append(
+            f"{result['undefined']} attributes have no positives or no negatives here: undefined, "
+            "left out of mA"
+        )
     return result, lines
+
+
+def read_result(file):
+    """A result of --json: its config without the seed, and {(row, measure): figure or None}."""
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"{file}: no such file")
+    try:
+        result = json.loads(Path(file).read_text(encoding="utf-8"))
+        config = {k: v for k, v in result["config"].items() if k != "seed" and v is not None}
+        config = {"ple": config["ple"], **config, "on": result["split"]}
+        measures = [m for m in MEASURES if m in result["attributes"][0]]
+        figures = {(row["attribute"], m): row[m] for row in result["attributes"] for m in measures}
+        for group, mA in result.get("groups", {}).items():
+            figures[f"group {group}", "mA"] = mA
+        totals = result.get("average", result)
+        for m in METRICS if measures == ["mA"] else measures:
+            figures["average" if m in MEASURES else "", m] = totals[m]
+        if not all(v is None or math.isfinite(v) for v in figures.values()):
+            raise ValueError("a figure is not finite")
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {str(error)[:80]}"
+        raise ValueError(
+            f"{file}: not a result of evaluate.py or localize.py --json ({reason})"
+        ) from None
+    return config, figures
+
+
+def heading(config, differing):
+    """What tells a configuration from the others; of a switch, only that it is off."""
+    absent = ("afss", "M", "ratio", "offsets", "prior") if config["ple"] == "none" else ()
+    words = []
+    for key in differing:
+        value = config.get(key)
+        if key in absent or value is True or value is None:
+            continue
+        word = f"no {key}" if value is False else f"{key} {value}"
+        words.append(model_name(value) if key == "ple" else word)
+    return " ".join(words) or model_name(config["ple"])
 
 
 def compare(files):
     """Results of evaluate.py or localize.py side by side, as in Tab. 7 and 10: lines for people.
 
-    A column per configuration: the mean over its files (its seeds) with their standard deviation, and in brackets the
-    difference to the first column. Rows: the attributes that all files have, the groups, the totals.
+    A column per configuration: the mean over its files (its seeds) with their standard deviation,
+    and in brackets the difference to the first column. Rows: what all files have.
     """
-    columns = {}
+    columns = {}  # config as text -> (config, the figures of each file)
     for file in files:
-        if not Path(file).is_file():
-            raise FileNotFoundError(f"{file}: no such file")
-        try:
-            result = json.loads(Path(file).read_text())
-            config = {"ple": result["config"]["ple"], **{k: v for k, v in result["config"].items() if k != "seed" and v is not None}, "on": result["split"]}
-            measures = [m for m in ("mA", "IoU", "PCC") if m in result["attributes"][0]]
-            totals = {m: result.get("average", result)[m] for m in (METRICS if measures == ["mA"] else measures)}
-            figures = {(row["attribute"], m): row[m] for row in result["attributes"] for m in measures}
-            figures.update({(f"group {group}", "mA"): v for group, v in result.get("groups", {}).items()})
-            figures.update({("average" if len(measures) > 1 or m == "mA" else "", m): v for m, v in totals.items()})
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-            raise ValueError(f"{file}: not a result of evaluate.py or localize.py --json ({error!r})") from None
-        columns.setdefault(json.dumps(config, sort_keys=True), (config, []))[1].append(figures)
+        config, figures = read_result(file)
+        key = json.dumps(config, sort_keys=True)
+        columns.setdefault(key, (config, []))[1].append(figures)
     columns = list(columns.values())
-    differing = [k for k in {k: None for config, _ in columns for k in config} if len({json.dumps(config.get(k)) for config, _ in columns}) > 1]
-
-    def heading(config):
-        """What tells the configuration from the others; of a switch, only that it is off; of the baseline, nothing it does not have."""
-        absent = ("afss", "M", "ratio", "offsets", "prior") if config["ple"] == "none" else ()
-        words = [model_name(v) if k == "ple" else f"no {k}" if v is False else f"{k} {v}" for k, v in config.items()
-                 if k in differing and k not in absent and v is not True]
-        return " ".join(words) or model_name(config["ple"])
-
-    heads = [heading(config) for config, _ in columns]
+    keys = dict.fromkeys(key for config, _ in columns for key in config)
+    differing = []
+    for key in keys:
+        if len({json.dumps(config.get(key)) for config, _ in columns}) > 1:
+            differing.append(key)
+    runs = [figures for _, many in columns for figures in many]
+    shared = [key for key in runs[0] if all(key in figures for figures in runs)]
+    if not shared:
+        raise ValueError(f"{', '.join(map(str, files))}: these results have no figure in common")
+    heads = [heading(config, differing) for config, _ in columns]
     width = max(26, *(len(head) + 2 for head in heads))
-    shared = [key for key in columns[0][1][0] if all(key in figures for _, runs in columns for figures in runs)]
-    lines, first = [f"{'':28}" + "".join(f"{head:>{width}}" for head in heads)], {}
+    lines = [f"{'':28}" + "".join(f"{head:>{width}}" for head in heads)]
     for name, measure in shared:
-        line, digits = f"{name:20} {measure:7}", 2 if measure in METRICS else 3
-        for config, runs in columns:
-            values = [figures[name, measure] for figures in runs if figures[name, measure] is not None]  # null: undefined
-            mean = statistics.mean(values) if values else float("nan")
-            cell = f"{mean:.{digits}f}" + (f"±{statistics.stdev(values):.{digits}f}" if len(values) > 1 else "")
-            cell += f" ({mean - first[name, measure]:+.{digits}f})" if (name, measure) in first else ""
-            first.setdefault((name, measure), mean)
-            line += f"{cell:>{width}}"
-        lines.append(line)
-    return lines + [f"{'runs':28}" + "".join(f"{len(runs):{width}}" for _, runs in columns)]
-
-
-# Tab. 3: millions of parameters, GFLOPs, images/s.
-TAB_3 = {
-    ("none", "resnet50"): (23.56, 2.69, 24), ("none", "swin_s"): (48.86, 7.74, 15), ("R", "resnet50"): (24.73, 2.92, 23),
-    ("K", "resnet50"): (26.27, 3.31, 19), ("S", "resnet50"): (26.30, 3.32, 21), ("R", "swin_s"): (49.96, 8.13, 15),
-    ("K", "swin_s"): (52.43, 8.65, 11), ("S", "swin_s"): (52.44, 8.65, 12),
-}
-TAB_3_SCALES = {"head": 0, "torso": 1, "bottom": 1, "all": 2}  # what AFSS chose in the paper (Sec. 4.2)
-JOINT_HEIGHTS = [.92, .74, .54, .54, .74, .92, .54, .22, .17, .05, .5, .38, .23, .23, .38, .5]  # of a standing person's MPII points
-
-
-def profile(device, models=TAB_3, batches=(1, 32), size=(256, 192), rounds=5):
-    """Tab. 3's efficiency columns for PA-100K's 26 attributes and the scales that the paper found, from random weights.
-
-    Params in millions; GFLOPs as multiply-adds in convolutions and matrix products, by torch's own counter, at `size` and at
-    256x128; images/s in inference, by batch size: the median of `rounds` timings.
-    """
-    groups, rows = list(PA100K_GROUPS.values()), []
-    for done, (ple, backbone) in enumerate(models):
-        config = {"ple": ple, "groups": groups, "backbone": backbone, "afss": "group", "M": 3, "ratio": 0.75, "offsets": True, "prior": True, "channels": 256}
-        model = build_model(config).to(device, memory_format=torch.channels_last).eval()
-        if ple != "none":
-            model.afss.selection.copy_(torch.tensor([TAB_3_SCALES[g] for g in groups]))
-        row = {"ple": ple, "backbone": backbone, "params": sum(p.numel() for p in model.parameters()) / 1e6, "paper": models[ple, backbone]}
-
-        def inputs(batch, H, W):
-            points = torch.tensor([[0.5 * W, share * H] for share in JOINT_HEIGHTS])
-            return torch.randn(batch, 3, H, W, device=device).to(memory_format=torch.channels_last), points.expand(batch, 16, 2).to(device)
-
-        with torch.inference_mode():
-            for H, W in (size, (256, 128)):
-                images, points = inputs(1, H, W)
-                with FlopCounterMode(display=False) as counter:
-                    model.classify(model.features(images), points)  # the whole maps, however much of them is needed
-                row[f"gflops_{H}x{W}"] = counter.get_total_flops() / 2e9
-            for batch in batches:
-                images, points = inputs(batch, *size)
-                seconds = []
-                for _ in range(rounds + 1):
-                    started = time.perf_counter()
-                    model(images, points).cpu()  # waits for the device
-                    seconds.append(time.perf_counter() - started)
-                row[f"images_per_second_{batch}"] = batch / statistics.median(seconds[1:])
-        rows.append(row)
-        print(f"{done + 1}/{len(models)} models", end="\r", file=sys.stderr)
-    keys = [key for key in rows[0] if key not in ("ple", "backbone", "params", "paper")]
-    lines = [f"{'':22}{'params (paper)':>20}" + "".join(f"{key.replace('_', ' '):>24}" for key in keys) + "   paper: GFLOPs, images/s"]
-    for row in rows:
-        name = f"{model_name(row['ple'])} {row['backbone']}"
-        parameters = f"{row['params']:.2f} ({row['paper'][0]:.2f})"
-        lines.append(f"{name:22}{parameters:>20}" + "".join(f"{row[key]:24.2f}" for key in keys) + f"   {row['paper'][1]:.2f}, {row['paper'][2]}")
-    return rows, lines
+        digits = 2 if measure in METRICS else 3
+        cells, first = [], None
+        for _, many in columns:
+            values = [f[name, measure] for f in many if f[name, measure] is not None]
+            mean = statistics.mean(values) if values else math.nan  # null: undefined
+            cell = f"{mean:.{digits}f}"
+            if len(values) > 1:
+                cell += f"±{statistics.stdev(values):.{digits}f}"
+            if first is not None:
+                cell += f" ({mean - first:+.{digits}f})"
+            first = mean if first is None else first
+            cells.append(f"{cell:>{width}}")
+        lines.append(f"{name:20} {measure:7}" + "".join(cells))
+    return [*lines, f"{'runs':28}" + "".join(f"{len(many):{width}}" for _, many in columns)]
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", nargs="?", help="best.pt or last.pt of a training")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("checkpoint", nargs="?", help="best.pt or last.pt of a training")
     add_data_arguments(parser)
-    parser.add_argument("--json", help="write the result to this file as well")
-    parser.add_argument("--compare", nargs="+", metavar="JSON", help="compare results written by --json, here or of localize.py")
-    parser.add_argument("--profile", action="store_true", help="parameters, GFLOPs and speed of the models of Tab. 3")
+    add("--json", help="write the result to this file as well")
+    add("--predictions", metavar="NPZ", help="write names, attributes, labels, probabilities")
+    add("--compare", nargs="+", metavar="JSON", help="compare results written by --json")
     args = parser.parse_args()
-    if sum((args.checkpoint is not None, args.compare is not None, args.profile)) != 1:
-        parser.error("expected a checkpoint, or --compare with results, or --profile")
+    if (args.checkpoint is None) == (args.compare is None):
+        parser.error("expected a checkpoint, or --compare with results")
     if args.compare:
-        return print("\n".join(compare(args.compare)))
-    if args.profile:
-        where = torch.cuda.get_device_name(args.device) if args.device.startswith("cuda") else f"CPU, {torch.get_num_threads()} threads"
-        rows, lines = profile(args.device)
-        print(f"{where}, torch {torch.__version__}, float32", *lines, sep="\n")
-        return args.json and write_json(args.json, {"device": where, "torch": torch.__version__, "rows": rows})
+        print("\n".join(compare(args.compare)))
+        return
+    check_arguments(args, parser)
+    args.device = set_up_device(args.device)
     model, config = load_model(args.checkpoint, args.device)
-    table, columns = open_table(args, config)
-    batches = loader(table, config["size"], args.batch_size, workers=args.workers, device=args.device)
-    scales = [SCALES[s] for s in model.afss.scales()] if isinstance(model, SSPNet) else None
+    split, output_indices = open_evaluation(args, config)
+    workers = {"workers": args.workers, "device": args.device}
+    batches = loader(split, config["size"], args.batch_size, **workers)
     logits, labels = predict(model, batches, args.device, progress=True)
-    result, lines = report(table, join_columns(logits, columns), labels, scales and ["+".join(sorted({scales[j] for j in own})) for own in columns])
-    if len(columns) < len(config["attributes"]):
-        print(f"trained on {config['dataset']}, which shares {len(columns)} of its {len(config['attributes'])} attributes; the average is mA")
+    logits, scales = max_over_outputs(logits, output_indices), None
+    if isinstance(model, SSPNet):
+        chosen = [sorted({SCALES[model.afss.scales[j]] for j in own}) for own in output_indices]
+        scales = ["+".join(names) for names in chosen]
+    result, lines = report(split, logits, labels, scales)
+    if len(output_indices) < len(config["attributes"]):
+        shares = f"{len(output_indices)} of its {len(config['attributes'])} attributes"
+        print(f"trained on {config['dataset']}, which shares {shares}; the average is mA")
     print("\n".join(lines))
+    if args.predictions:
+        known = {"names": split.names, "attributes": split.attributes, "labels": labels}
+        write_npz(Path(args.predictions), **known, probabilities=logits.sigmoid())
     if args.json:
-        write_json(args.json, {"checkpoint": args.checkpoint, "config": settings(config), **result})
+        about = {"checkpoint": args.checkpoint, "config": settings(config), **provenance()}
+        write_json(args.json, {**about, **result})
 
 
 if __name__ == "__main__":

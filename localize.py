@@ -1,13 +1,17 @@
-"""Weakly supervised attribute localization, Sec. 3.2.5 and 4.5: Grad-CAM-P, boxes, IoU and its correlation with confidence.
+"""Weakly supervised attribute localization (Sec. 3.2.5 and 4.5).
 
-    python localize.py CHECKPOINT                       the test split: IoU and PCC per attribute (Tab. 10), panels (Fig. 7)
-    python localize.py CHECKPOINT --dataset pcs --data FOLDER     People Clothing Segmentation (Tab. 10, Fig. 8)
-    python localize.py CHECKPOINT photo.jpg folder/     any pictures: attributes with probabilities, panels
-
-    grad_cam_p, grad_cam     response maps of Eq. 13 and of the original Grad-CAM
-    heatmaps                 the maps of many attributes of a batch (Eq. 2), from one forward of the backbone
-    box_of                   heat map -> box (Eq. 3)
+    grad_cam_p, grad_cam     response maps: Eq. 13, and the original Grad-CAM
+    response_maps            the maps of many attributes of a batch, Eq. 2
+    to_image                 a response map, laid over the image
+    heatmap_to_box           f_orm of Eq. 3
     box_iou, pearson         Tab. 10
+
+    python localize.py CHECKPOINT                     the test split: IoU and PCC (Tab. 10), panels
+    python localize.py CHECKPOINT --dataset pcs --data FOLDER     People Clothing Segmentation
+    python localize.py CHECKPOINT photo.jpg folder/   any images: probabilities, boxes, panels
+    python localize.py BASE.pt R.pt K.pt S.pt --attributes Hat    models side by side (Fig. 7, 8)
+
+Boxes are half-open (left, top, right, bottom) in image pixels.
 """
 
 import argparse
@@ -19,145 +23,322 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 
-from data import Table, command, join_columns, loader, read_image, read_keypoints, show_progress, write_json
-from evaluate import add_data_arguments, load_model, open_table, settings
-from sspnet import enlarge
+from data import (
+    check_arguments,
+    command,
+    image_size,
+    loader,
+    max_over_outputs,
+    photo_split,
+    read_image,
+    set_up_device,
+    show_progress,
+    write_json,
+)
+from evaluate import (
+    add_data_arguments,
+    load_model,
+    model_name,
+    open_evaluation,
+    provenance,
+    settings,
+)
+from sspnet import upsample
 
-THRESHOLD = 0.2  # of the map scaled to [0, 1]; the paper gives none, see README.md
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+THRESHOLD = 0.2  # of the heat map scaled to [0, 1]; the paper gives none, see README.md
+LONGEST_SIDE = 1024  # of a heat map: larger images are localized on a map of this size
+TILE = 144  # width of a panel's tiles in pixels; they are at most four times as high
+
+
+# ---- Response maps (Sec. 3.2.5, Eq. 2 and 13)
 
 
 def grad_cam_p(maps, gradients):
-    """Eq. 13: ReLU(sum_k da_j/dA^k(x, y) A^k(x, y)), weights per pixel. Two (B, C, H, W) -> (B, H, W)."""
+    """Eq. 13: ReLU(sum_k da_j/dA^k(x, y) A^k(x, y)), one weight per pixel and channel.
+
+    maps A and gradients da_j/dA, both (B, C, H, W) -> (B, H, W). Known elsewhere as HiResCAM
+    (Draelos and Carin, arXiv 2011.08891).
+    """
     return (gradients * maps).sum(1).relu()
 
 
 def grad_cam(maps, gradients):
-    """Grad-CAM (Selvaraju et al. 2017): weights per channel, the gradients' means. Two (B, C, H, W) -> (B, H, W)."""
-    return (gradients.mean((2, 3), keepdim=True) * maps).sum(1).relu()
+    """Grad-CAM (Selvaraju et al. 2017): one weight per channel, the mean of its gradients."""
+    weights = gradients.mean((2, 3), keepdim=True)
+    return (weights * maps).sum(1).relu()
 
 
-def heatmaps(model, images, attributes, keypoints=None, cam=grad_cam_p):
-    """A_c(X) of Eq. 2 for several attributes of a batch.
+def response_maps(model, images, attributes, keypoints=None, cam=grad_cam_p):
+    """A_c(X) of Eq. 2 for several attributes c of a batch.
 
-    The backbone and the pyramid run once. For each attribute the gradient of its logit goes back only to the map that
-    AFSS chose for it (C5 in the baseline); images do not mix in evaluation mode, so one pass serves the batch.
+    The backbone and the pyramid run once. From each attribute's logit the gradient goes back to the
+    map that AFSS chose for it (C5 in the baseline). Images do not mix in evaluation mode, so that
+    one pass serves the whole batch.
 
     Args:
-        model: an SSPNet or Baseline in evaluation mode.
+        model: an SSPNet or a Baseline in evaluation mode.
         images: (B, 3, H, W).
-        attributes: K attribute indices.
+        attributes: attribute indices.
         keypoints: (B, 16, 2) in image pixels, for PLE-K.
         cam: `grad_cam_p` or `grad_cam`.
     Returns:
-        logits (B, L), and K response maps (B, h, w), not upsampled, in a list.
+        Logits (B, L), and for each of the attributes its response map (B, h, w) at the map's size.
     """
     with torch.no_grad():
         maps = model.features(images)
-    maps = [None if m is None else m.detach().requires_grad_() for m in maps]
+    maps = [None if A is None else A.detach().requires_grad_() for A in maps]
     with torch.enable_grad():
         logits = model.attribute_logits(maps, keypoints)
     responses = []
-    for attribute in attributes:
-        A = maps[model.map_of(attribute)]
-        (gradients,) = torch.autograd.grad(logits[attribute].sum(), A, retain_graph=True)
+    for j in attributes:
+        A = maps[model.map_of(j)]
+        (gradients,) = torch.autograd.grad(logits[j].sum(), A, retain_graph=True)
         responses.append(cam(A.detach(), gradients))
     return torch.stack(logits, 1).detach(), responses
 
 
-def heat_map(response, stride, centred, input_size, image_size):
-    """A response map over the image: (h, w) -> (H, W) in [0, 1], all zero where the response is zero or constant.
+def to_image(response, stride, patches, input_size, image_size):
+    """A response map laid over the image: (h, w) -> (H, W) in [0, 1], zero where it is constant.
 
     Args:
-        stride, centred: of the map in the model's input, see `sspnet.enlarge`.
-        input_size, image_size: (H, W) of the model's input, and of the image that was resized to it.
+        stride, patches: of the map in the model's input, see `sspnet.upsample`.
+        input_size, image_size: (H, W) of the model's input and of the image resized to it.
     """
-    heat = enlarge(response[None, None].float(), input_size, stride, centred)
+    if response.min() == response.max():
+        return torch.zeros(image_size)
+    heat = upsample(response[None, None].float(), input_size, stride, patches)
     if tuple(image_size) != tuple(input_size):
         heat = F.interpolate(heat, size=image_size, mode="bilinear", align_corners=False)
     heat = heat[0, 0] - heat.min()
     return heat / heat.max().clamp(min=1e-20)
 
 
-def box_of(heat, threshold=THRESHOLD):
+# ---- Boxes (Eq. 3) and their measures (Sec. 4.5, Tab. 10)
+
+
+def heatmap_to_box(heat, threshold=THRESHOLD):
     """f_orm of Eq. 3: the outer rectangle of all pixels at or above the threshold.
 
-    (H, W) in [0, 1] -> half-open (left, top, right, bottom) in pixels; None where the map is all zero.
+    heat (H, W) in [0, 1] -> (left, top, right, bottom), or None where no pixel is.
     """
     rows, columns = torch.nonzero(heat >= threshold, as_tuple=True)
     if not len(rows):
         return None
-    return (columns.min().item(), rows.min().item(), columns.max().item() + 1, rows.max().item() + 1)
+    left, right = columns.min().item(), columns.max().item() + 1
+    top, bottom = rows.min().item(), rows.max().item() + 1
+    return left, top, right, bottom
 
 
 def box_iou(a, b):
-    """Intersection over union of two half-open boxes (left, top, right, bottom); 0 where either is None."""
+    """Intersection over union of two boxes; 0 where either is None."""
     if a is None or b is None:
         return 0.0
     width = max(0, min(a[2], b[2]) - max(a[0], b[0]))
     height = max(0, min(a[3], b[3]) - max(a[1], b[1]))
-    area = lambda box: (box[2] - box[0]) * (box[3] - box[1])
-    return float(width * height / (area(a) + area(b) - width * height))
+    intersection = width * height
+    area_a = (a[2] - a[0]) * (a[3] - a[1])
+    area_b = (b[2] - b[0]) * (b[3] - b[1])
+    return float(intersection / (area_a + area_b - intersection))
 
 
 def pearson(x, y):
-    """Pearson's correlation coefficient (Tab. 10); NaN for fewer than two pairs or a constant side."""
-    x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    """Pearson's correlation coefficient (PCC); NaN for under two pairs or a constant side."""
     if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return float("nan")
-    x, y = x - x.mean(), y - y.mean()
-    return float((x * y).sum() / np.sqrt((x * x).sum() * (y * y).sum()))
+    return float(np.corrcoef(x, y)[0, 1])
 
 
-def panel(image, tiles, width=144):
-    """A picture as in Fig. 7: the input, then per attribute the heat map over it with boxes and a caption.
+# ---- Boxes of a split
+
+
+def heat_size(image_size):
+    """The (H, W) on which an image is localized: its own, or that of `LONGEST_SIDE`."""
+    scale = min(1, LONGEST_SIDE / max(image_size))
+    return tuple(max(1, round(scale * n)) for n in image_size)
+
+
+def to_host(model, attributes, responses):
+    """Response maps as {attribute: (B, h, w) on the CPU}, with one copy for each scale."""
+    found = {}
+    for s in range(len(model.strides)):
+        here = {j: A for j, A in zip(attributes, responses, strict=True) if model.map_of(j) == s}
+        if here:
+            found.update(zip(here, torch.stack(list(here.values())).cpu(), strict=True))
+    return found
+
+
+def find_boxes(model, split, output_indices, batches, wanted, args, panels=()):
+    """Looks at every image and attribute that has a true box, is predicted, or was asked for.
 
     Args:
-        image: (H, W, 3) uint8.
-        tiles: list of (caption, heat (H, W) in [0, 1], box or None, true box or None); ours red, the truth green.
-        width: of each tile in pixels.
+        output_indices: for each attribute of the split the model's outputs that stand for it; of
+            several, the one with the highest logit on the image gives the heat map.
+        wanted: indices of the split's attributes.
+        args: `device`, `cam`, `threshold` (a list) and `attributes` (the names asked for) count.
+        panels: indices of the images whose heat maps are kept, at a panel's size.
+    Returns:
+        Probabilities (N, L), and one record per image and attribute looked at.
     """
-    H, W = image.shape[:2]
-    height, scale = round(width * H / W), width / W
-    font = ImageFont.load_default(size=max(9, width // 12))
-    line = width // 9
-    out = Image.new("RGB", ((width + 4) * (len(tiles) + 1) - 4, height + 2 * line), "white")
-    out.paste(Image.fromarray(image).resize((width, height)), (0, 0))
-    for i, (caption, heat, box, truth) in enumerate(tiles, 1):
-        blend = 0.5 * image + 0.5 * colour_map(np.asarray(heat))
-        tile = Image.fromarray(blend.astype(np.uint8)).resize((width, height))
-        draw = ImageDraw.Draw(tile)
-        for edges, colour in ((truth, (0, 220, 0)), (box, (255, 0, 0))):
-            if edges is not None:
-                left, top, right, bottom = (v * scale for v in edges)
-                draw.rectangle([left, top, max(left, right - 1), max(top, bottom - 1)], outline=colour, width=2)
-        out.paste(tile, (i * (width + 4), 0))
-        ImageDraw.Draw(out).multiline_text((i * (width + 4) + 2, height), caption, fill="black", font=font, spacing=1)
-    return out
+    cam = {"grad-cam": grad_cam, "grad-cam-p": grad_cam_p}[args.cam]
+    everything = [j for k in wanted for j in output_indices[k]]
+    probabilities, records, started = [], [], time.time()
+    for images, _, keypoints, index in batches:
+        images = images.to(args.device, memory_format=torch.channels_last)
+        own = sorted(set(everything))
+        logits, responses = response_maps(model, images, own, keypoints.to(args.device), cam)
+        logits, responses = logits.float().cpu(), to_host(model, own, responses)
+        probability = max_over_outputs(logits, output_indices).sigmoid()
+        probabilities.append(probability)
+        for b, i in enumerate(index.tolist()):
+            size = image_size(split.images[i])
+            for k in wanted:
+                truth = true_box(split, i, k)
+                if truth is None and probability[b, k] <= 0.5 and not args.attributes:
+                    continue
+                j = output_indices[k][logits[b, output_indices[k]].argmax()]
+                place = model.strides[model.map_of(j)], model.patches, images.shape[2:]
+                heat = to_image(responses[j][b], *place, heat_size(size))
+                record = make_record(heat, size, truth, args.threshold)
+                record.update(image=i, attribute=k, probability=probability[b, k].item())
+                if i in panels:
+                    tile = F.interpolate(heat[None, None], tile_size(size), mode="bilinear")
+                    record["heat"] = tile[0, 0].numpy()
+                records.append(record)
+        done = index[-1].item() + 1
+        show_progress(f"{done}/{len(split.names)} images", done, len(split.names), started)
+    return torch.cat(probabilities), records
+
+
+def true_box(split, i, k):
+    """The true box of an image and attribute as a list, or None."""
+    if split.boxes is None or not np.isfinite(split.boxes[i, k, 0]):
+        return None
+    return split.boxes[i, k].tolist()
+
+
+def make_record(heat, size, truth, thresholds):
+    """A heat map's box at each threshold, in image pixels, and their IoU with the true box."""
+    ratios = [size[1] / heat.shape[1], size[0] / heat.shape[0]] * 2
+    record = {"boxes": [], "true_box": truth}
+    for threshold in thresholds:
+        box = heatmap_to_box(heat, threshold)
+        if box is not None:
+            box = [v * ratio for v, ratio in zip(box, ratios, strict=True)]
+        record["boxes"].append(box)
+    if truth is not None:
+        record["IoU"] = [box_iou(box, truth) for box in record["boxes"]]
+    return record
+
+
+def tabulate(split, records, thresholds):
+    """Tab. 10: per attribute the boxes, mean IoU and PCC of IoU and probability, for people too.
+
+    At the first threshold; the mean IoU over attributes at each of them.
+    """
+    rows, by_threshold = [], []
+    for k in sorted({r["attribute"] for r in records if "IoU" in r}):
+        found = [r for r in records if r["attribute"] == k and "IoU" in r]
+        ious = np.array([r["IoU"] for r in found])  # (boxes, thresholds)
+        pcc = pearson(ious[:, 0], [r["probability"] for r in found])
+        row = {"attribute": split.attributes[k], "boxes": len(found), "IoU": ious[:, 0].mean()}
+        rows.append({**row, "IoU": float(row["IoU"]), "PCC": pcc})
+        by_threshold.append(ious.mean(0))
+    by_threshold = np.mean(by_threshold, 0).tolist()
+    pccs = [row["PCC"] for row in rows if not np.isnan(row["PCC"])]
+    average = {"IoU": by_threshold[0], "PCC": float(np.mean(pccs)) if pccs else float("nan")}
+    total = {"attribute": "average", "boxes": sum(row["boxes"] for row in rows), **average}
+    lines = [f"{'attribute':20} {'boxes':>6} {'IoU':>6} {'PCC':>6}"]
+    for row in (*rows, total):
+        start = f"{row['attribute']:20} {row['boxes']:6}"
+        lines.append(f"{start} {row['IoU']:6.3f} {row['PCC']:6.2f}")
+    if len(thresholds) > 1:
+        pairs = zip(thresholds, by_threshold, strict=True)
+        lines.append("mean IoU by threshold: " + "  ".join(f"{t:g}: {v:.3f}" for t, v in pairs))
+    scores = {"attributes": rows, "average": average, "IoU_by_threshold": by_threshold}
+    return scores, lines
+
+
+# ---- Panels (Fig. 7 and 8)
+
+
+def tile_size(image_size):
+    """The (H, W) of an image's tiles."""
+    scale = min(TILE / image_size[1], 4 * TILE / image_size[0])
+    return tuple(max(1, round(scale * n)) for n in image_size)
 
 
 def colour_map(heat):
     """(H, W) in [0, 1] -> (H, W, 3) in 0..255: blue, cyan, yellow, red."""
-    stops = np.array([[0, 0, 128], [0, 96, 255], [64, 255, 192], [255, 224, 0], [255, 0, 0]], dtype=float)
-    return np.stack([np.interp(heat, np.linspace(0, 1, len(stops)), stops[:, c]) for c in range(3)], -1)
+    stops = np.array([[0, 0, 128], [0, 96, 255], [64, 255, 192], [255, 224, 0], [255, 0, 0]])
+    places = np.linspace(0, 1, len(stops))
+    return np.stack([np.interp(heat, places, stops[:, c]) for c in range(3)], -1)
 
 
-def pictures(paths, config, keypoints=None):
-    """A `Table` of plain image files and folders of them; its labels are zeros, unknown."""
-    files = []
-    for path in map(Path, paths):
-        if not path.exists():
-            raise FileNotFoundError(f"{path}: no such image or folder")
-        found = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
-        if not found:
-            raise FileNotFoundError(f"{path}: no images in this folder, expected {', '.join(IMAGE_SUFFIXES)}")
-        files += found
-    names = [file.name for file in files]
-    if config["ple"] == "K" and not keypoints:
-        raise ValueError(f"{paths[0]}: PLE-K needs keypoints, give --keypoints FILE")
-    points = read_keypoints(keypoints, names) if keypoints else None
-    labels = np.zeros((len(files), len(config["attributes"])), np.float32)
-    return Table("pictures", config["attributes"], config["groups"], names, files, labels, points)
+def panel(image, rows):
+    """A picture as in Fig. 7: in each row the image, then heat maps over it with their boxes.
+
+    Args:
+        image: (3, H, W) uint8.
+        rows: lists of (caption, record); a record has "heat" at `tile_size`, "boxes", of which the
+            first is drawn in red, and "true_box", drawn in green.
+    """
+    size = image.shape[1:]
+    height, width = tile_size(size)
+    small = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((width, height))
+    font, line = ImageFont.load_default(size=TILE // 12), TILE // 9
+    step_x, step_y = TILE + 4, height + 2 * line
+    columns = 1 + max((len(row) for row in rows), default=0)
+    out = Image.new("RGB", (step_x * columns - 4, step_y * max(1, len(rows))), "white")
+    for y, row in enumerate(rows or [[]]):
+        out.paste(small, (0, y * step_y))
+        for x, (caption, record) in enumerate(row, 1):
+            blend = 0.5 * np.asarray(small) + 0.5 * colour_map(record["heat"])
+            tile = Image.fromarray(blend.astype(np.uint8))
+            draw = ImageDraw.Draw(tile)
+            outlines = (record["true_box"], (0, 220, 0)), (record["boxes"][0], (255, 0, 0))
+            for box, colour in outlines:
+                if box is not None:
+                    left, right = box[0] * width / size[1], box[2] * width / size[1] - 1
+                    top, bottom = box[1] * height / size[0], box[3] * height / size[0] - 1
+                    edges = [left, top, max(left, right), max(top, bottom)]
+                    draw.rectangle(edges, outline=colour, width=2)
+            out.paste(tile, (x * step_x, y * step_y))
+            place = (x * step_x + 2, y * step_y + height)
+            ImageDraw.Draw(out).multiline_text(place, caption, fill="black", font=font, spacing=1)
+    return out
+
+
+def panel_rows(i, splits, names, all_records):
+    """The tiles of image i: of one model its attributes in a row, of several a row per attribute,
+    with a tile per model."""
+    by_attribute = {}
+    runs = zip(splits, names, all_records, strict=True)
+    for split, name, records in runs:
+        for record in (r for r in records if r["image"] == i):
+            attribute = split.attributes[record["attribute"]]
+            title = attribute if len(splits) == 1 else f"{name} {attribute}"
+            caption = f"{title}\np {record['probability']:.2f}"
+            if "IoU" in record:
+                caption += f"  IoU {record['IoU'][0]:.2f}"
+            by_attribute.setdefault(attribute, []).append((caption, record))
+    if len(splits) > 1:
+        return list(by_attribute.values())
+    return [[tile for tiles in by_attribute.values() for tile in tiles]]
+
+
+def panel_files(names):
+    """A file name for each image, no two alike."""
+    files, taken = [], set()
+    for i, name in enumerate(names):
+        stem = Path(name).stem
+        while stem in taken:
+            stem = f"{i}-{stem}"
+        taken.add(stem)
+        files.append(f"{stem}.png")
+    return files
+
+
+# ---- The command
 
 
 def chosen_attributes(names, attributes):
@@ -166,115 +347,114 @@ def chosen_attributes(names, attributes):
     for name in names or ():
         if name.lower() not in index:
             raise ValueError(f"--attributes {name}: expected some of {', '.join(attributes)}")
-    return sorted(index[name.lower()] for name in names) if names else list(range(len(attributes)))
+    return sorted({index[name.lower()] for name in names}) if names else list(index.values())
 
 
-def localize(model, table, columns, batches, attributes, cam=grad_cam_p, threshold=THRESHOLD, device="cpu", panels=0, save_panel=None):
-    """Boxes of a table's images, held against its own where it has them.
-
-    Args:
-        columns: for each of the table's attributes the model's columns that stand for it; of several, the heat map is
-            that of the one with the highest logit on the image.
-        attributes: the table's attributes to look at, as indices.
-        panels, save_panel: for the first `panels` images, save_panel(i, panel) is called; a panel shows the attributes
-            that are predicted or have a true box or, where `attributes` are fewer than all, those.
-    Returns:
-        Probabilities (N, L), and {attribute index: [(image, iou, probability), ...]} over the images that have a
-        true box of the attribute.
-    """
-    boxed = np.zeros(table.labels.shape, bool) if table.boxes is None else np.isfinite(table.boxes[:, :, 0])  # (N, L)
-    probabilities, pairs, started = [], {k: [] for k in attributes}, time.time()
-    for images, _, keypoints, index in batches:
-        indices = index.tolist()
-        wanted = [k for k in attributes if indices[0] < panels or boxed[indices, k].any()]
-        own = sorted({j for k in wanted for j in columns[k]})
-        logits, responses = heatmaps(model, images.to(device).to(memory_format=torch.channels_last), own, keypoints.to(device), cam)
-        logits, responses = logits.float().cpu(), {j: response.cpu() for j, response in zip(own, responses)}
-        probability = join_columns(logits, columns).sigmoid()
-        probabilities.append(probability)
-        for b, i in enumerate(indices):
-            shown = {k for k in attributes if i < panels and (len(attributes) < len(columns) or probability[b, k] > 0.5 or boxed[i, k])}
-            looked_at = [k for k in wanted if boxed[i, k] or k in shown]
-            tiles = []
-            image = read_image(table.images[i]) if looked_at or i < panels else None  # (3, H, W), for its size and the panel
-            for k in looked_at:
-                j = max(columns[k], key=lambda j: logits[b, j])
-                heat = heat_map(responses[j][b], model.strides[model.map_of(j)], model.backbone.centred, images.shape[2:], image.shape[1:])
-                box, truth = box_of(heat, threshold), table.boxes[i, k].tolist() if boxed[i, k] else None
-                caption = f"{table.attributes[k]}\np {probability[b, k]:.2f}"
-                if truth:
-                    pairs[k].append((i, box_iou(box, truth), probability[b, k].item()))
-                    caption += f"  IoU {pairs[k][-1][1]:.2f}"
-                if k in shown:
-                    tiles.append((caption, heat, box, truth))
-            if i < panels:
-                save_panel(i, panel(image.permute(1, 2, 0).numpy(), tiles))
-        show_progress(f"{indices[-1] + 1}/{len(table.names)} images", indices[-1] + 1, len(table.names), started)
-    return torch.cat(probabilities), pairs
+def open_images(args, config, paths):
+    """The photos at `paths`, or the split that the arguments ask for, with output indices."""
+    if not paths:
+        return open_evaluation(args, config)
+    split = photo_split(paths, config["attributes"], config["groups"], args.keypoints)
+    if config["ple"] == "K" and split.keypoints is None:
+        raise ValueError(f"{paths[0]}: PLE-K needs keypoints, give --keypoints FILE")
+    return split, [[j] for j in range(len(config["attributes"]))]
 
 
-def tabulate(table, pairs):
-    """Tab. 10: per attribute the number of boxes, mean IoU and Pearson's correlation of IoU and probability."""
-    rows = []
-    for j, found in pairs.items():
-        if found:
-            _, ious, confidences = zip(*found)
-            rows.append({"attribute": table.attributes[j], "boxes": len(found), "IoU": float(np.mean(ious)), "PCC": pearson(ious, confidences)})
-    pccs = [row["PCC"] for row in rows if row["PCC"] == row["PCC"]]
-    average = {"IoU": float(np.mean([row["IoU"] for row in rows])), "PCC": float(np.mean(pccs)) if pccs else float("nan")}
-    lines = [f"{'attribute':20} {'boxes':>6} {'IoU':>6} {'PCC':>6}"]
-    lines += [f"{row['attribute']:20} {row['boxes']:6} {row['IoU']:6.3f} {row['PCC']:6.2f}" for row in rows]
-    lines.append(f"{'average':20} {sum(row['boxes'] for row in rows):6} {average['IoU']:6.3f} {average['PCC']:6.2f}")
-    return {"attributes": rows, "average": average}, lines
+def describe(config, split, probabilities, records, args, paths):
+    """The result of one model as a dict for JSON, and its lines for people."""
+    result = {"config": settings(config), "cam": args.cam, "thresholds": args.threshold}
+    result.update(split=split.name, **provenance())
+    lines = []
+    if paths:
+        wanted = chosen_attributes(args.attributes, split.attributes)
+        for file, row in zip(split.images, probabilities, strict=True):
+            found = [j for j in wanted if row[j] > 0.5 or args.attributes]
+            found.sort(key=lambda j: -row[j])
+            text = ", ".join(f"{split.attributes[j]} {row[j]:.2f}" for j in found)
+            lines.append(f"{file}: {text}")
+    if any("IoU" in record for record in records):
+        scores, table = tabulate(split, records, args.threshold)
+        result.update(scores)
+        lines += [f"{split.name}, {args.cam}, threshold {args.threshold[0]:g}", *table]
+    result["records"] = []
+    for record in records:
+        named = {"image": split.names[record["image"]]}
+        named["attribute"] = split.attributes[record["attribute"]]
+        kept = {k: v for k, v in record.items() if k not in ("heat", "image", "attribute")}
+        result["records"].append({**named, **kept})
+    return result, lines
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("inputs", nargs="+", metavar="CHECKPOINT.pt | IMAGE", help="checkpoints, then any images")
+    add_data_arguments(parser)
+    add("--attributes", nargs="+", metavar="NAME", help="default: those predicted or with a box")
+    add("--cam", default="grad-cam-p", choices=["grad-cam-p", "grad-cam"])
+    add("--threshold", type=float, nargs="+", default=[THRESHOLD], help="of the heat map in [0, 1]")
+    add("--panels", type=int, help="images to draw; default 20, all of those named")
+    add("--out", help="folder for the panels; default: panels/ beside the first checkpoint")
+    add("--json", help="write boxes and scores to this file as well")
+    args = parser.parse_intermixed_args()  # options may stand before the paths
+    check_arguments(args, parser)
+    for threshold in args.threshold:
+        if not 0 < threshold <= 1:
+            parser.error(f"--threshold {threshold}: expected more than 0, at most 1")
+    if args.panels is not None and args.panels < 0:
+        parser.error(f"--panels {args.panels}: expected at least 0")
+    args.checkpoints = [name for name in args.inputs if name.endswith(".pt")]
+    args.paths = [name for name in args.inputs if not name.endswith(".pt")]
+    if not args.checkpoints:
+        parser.error(f"{args.inputs[0]}: expected a checkpoint, whose name ends in .pt")
+    return args
+
+
+def images_to_draw(split, wanted, args):
+    """The indices of the images that get a panel: where attributes are named, those that have
+    them."""
+    count = args.panels
+    if count is None:
+        count = len(split.names) if args.paths else 20
+    candidates = range(len(split.names))
+    if args.attributes and split.boxes is not None:
+        has = np.isfinite(split.boxes[:, wanted, 0]).any(1)
+        candidates = np.flatnonzero(has).tolist()
+    return list(candidates)[:count]
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("checkpoint", help="best.pt or last.pt of a training")
-    add_data_arguments(parser)
-    add("paths", nargs="*", help="images or folders of images; default: a dataset's split")
-    add("--attributes", nargs="+", metavar="NAME", help="default: in panels those predicted, in the table all with boxes")
-    add("--cam", default="grad-cam-p", choices=["grad-cam-p", "grad-cam"])
-    add("--threshold", type=float, default=THRESHOLD, help="of the heat map scaled to [0, 1]")
-    add("--panels", type=int, help="how many images to draw panels of; default 20, all of the named pictures")
-    add("--out", help="folder for the panels; default: panels/ beside the checkpoint")
-    add("--json", help="write the result to this file as well")
-    args = parser.parse_intermixed_args()  # options may stand before the paths
-    if not 0 < args.threshold <= 1:
-        parser.error(f"--threshold {args.threshold}: expected more than 0, at most 1")
-    model, config = load_model(args.checkpoint, args.device)
-    table, columns = open_table(args, config) if not args.paths else (
-        pictures(args.paths, config, args.keypoints), [[j] for j in range(len(config["attributes"]))])
-    attributes = chosen_attributes(args.attributes, table.attributes)
-    panels = args.panels if args.panels is not None else len(table.names) if args.paths else 20
-    out = Path(args.out or Path(args.checkpoint).parent / "panels")
+    args = parse_arguments()
+    args.device = set_up_device(args.device)
+    splits, names, all_records, results, panels = [], [], [], [], None
+    for file in args.checkpoints:
+        model, config = load_model(file, args.device)
+        split, output_indices = open_images(args, config, args.paths)
+        if splits and split.names != splits[0].names:
+            raise ValueError(f"{file}: sees other images than {args.checkpoints[0]}")
+        wanted = chosen_attributes(args.attributes, split.attributes)
+        panels = images_to_draw(split, wanted, args) if panels is None else panels
+        workers = {"workers": args.workers, "device": args.device}
+        batches = loader(split, config["size"], args.batch_size, **workers)
+        found = find_boxes(model, split, output_indices, batches, wanted, args, set(panels))
+        result, lines = describe(config, split, *found, args, args.paths)
+        print("\n".join([f"{file}:", *lines] if len(args.checkpoints) > 1 else lines))
+        results.append({"checkpoint": file, **result})
+        splits.append(split)
+        names.append(model_name(config["ple"]))
+        all_records.append(found[1])
     if panels:
+        out = Path(args.out or Path(args.checkpoints[0]).parent / "panels")
         out.mkdir(parents=True, exist_ok=True)
-    stems = [Path(name).stem for name in table.names]
-
-    def save_panel(i, picture):
-        picture.save(out / (f"{stems[i]}.png" if stems.count(stems[i]) == 1 else f"{i}-{stems[i]}.png"))
-
-    batches = loader(table, config["size"], args.batch_size, workers=args.workers, device=args.device)
-    probabilities, pairs = localize(
-        model, table, columns, batches, attributes, grad_cam if args.cam == "grad-cam" else grad_cam_p, args.threshold, args.device,
-        panels, save_panel)
-    result = {"checkpoint": args.checkpoint, "config": settings(config), "cam": args.cam, "threshold": args.threshold}
-    if args.paths:
-        result["images"] = {}
-        for file, row in zip(table.images, probabilities):
-            found = {table.attributes[j]: row[j].item() for j in attributes if row[j] > 0.5 or args.attributes}
-            result["images"][str(file)] = found
-            print(f"{file}: " + ", ".join(f"{name} {p:.2f}" for name, p in sorted(found.items(), key=lambda item: -item[1])))
-    if any(pairs.values()):
-        scores, lines = tabulate(table, pairs)
-        result.update(split=table.name, **scores)
-        print(f"{table.name}, {args.cam}, threshold {args.threshold}", *lines, sep="\n")
-    if panels:
-        print(f"{min(panels, len(table.names))} panels in {out}")
+        files = panel_files(splits[0].names)
+        for i in panels:
+            image = read_image(splits[0].images[i])
+            panel(image, panel_rows(i, splits, names, all_records)).save(out / files[i])
+        print(f"{len(panels)} panels in {out}")
     if args.json:
-        write_json(args.json, result)
+        write_json(args.json, results[0] if len(results) == 1 else results)
 
 
 if __name__ == "__main__":

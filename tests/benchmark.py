@@ -1,8 +1,12 @@
-"""Speed as ratios, each against a named reference in the same run: `python tests/benchmark.py [--device cuda] [--quick] [--json FILE]`.
+"""Speed as ratios, each against a named reference in the same run.
 
-Each row times its candidates in turn, round after round, and reports the median over the rounds of reference / ours (above 1:
-ours is faster) with the lowest and highest round. The references stand here in their plain form. AFSS is set to the paper's
-outcome (head P1, torso P2, bottom P2, all P3), ResNet50, 256x192, random weights and noise for images where a row says nothing else.
+    python tests/benchmark.py [--device cuda] [--quick] [--rows ROW ...] [--json FILE]
+    python tests/benchmark.py --profile       parameters, GFLOPs and images/s of Tab. 3's models
+
+Each row times its candidates in turn, round after round, and reports the median over the rounds of
+reference / ours (above 1: ours is faster) with the lowest and the highest round. The references
+stand here in their plain form. Where a row says nothing else: ResNet50, 256x192, random weights,
+noise for images, and AFSS set to the paper's outcome (head P1, torso P2, bottom P2, all P3).
 """
 
 import argparse
@@ -12,29 +16,72 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from data import PA100K_GROUPS, Table, keep_freed_memory, loader, normalize, show_progress, synthetic, write_json  # noqa: E402
-from evaluate import TAB_3_SCALES, metrics  # noqa: E402
-from localize import grad_cam_p, heatmaps  # noqa: E402
-from sspnet import KEYPOINT_GROUPS, STRIDES, Baseline, HierarchicalLoss, OffsetSampling, PLE_K, PLE_S, SSPNet, prior_region  # noqa: E402
-from train import parameter_groups  # noqa: E402
+from data import (  # noqa: E402
+    PA100K_GROUPS,
+    Split,
+    keep_freed_memory,
+    loader,
+    set_up_device,
+    show_progress,
+    synthetic,
+    write_json,
+)
+from evaluate import build_model, metrics, model_name  # noqa: E402
+from localize import response_maps  # noqa: E402
+from sspnet import (  # noqa: E402
+    KEYPOINT_GROUPS,
+    PLE_K,
+    PLE_S,
+    Baseline,
+    HierarchicalLoss,
+    SSPNet,
+    prior_region,
+)
+from train import GRADIENT_NORM, parameter_groups  # noqa: E402
 
+# Tab. 3: millions of parameters, GFLOPs, images/s.
+PAPER_EFFICIENCY = {
+    ("none", "resnet50"): (23.56, 2.69, 24),
+    ("none", "swin_s"): (48.86, 7.74, 15),
+    ("R", "resnet50"): (24.73, 2.92, 23),
+    ("K", "resnet50"): (26.27, 3.31, 19),
+    ("S", "resnet50"): (26.30, 3.32, 21),
+    ("R", "swin_s"): (49.96, 8.13, 15),
+    ("K", "swin_s"): (52.43, 8.65, 11),
+    ("S", "swin_s"): (52.44, 8.65, 12),
+}
+PAPER_SCALES = {"head": 0, "torso": 1, "bottom": 1, "all": 2}  # what AFSS chose (Sec. 4.2)
 GROUPS_OF = list(PA100K_GROUPS.values())
-# Where people's joints are on average, as shares of width and height: a benchmark on random points would read the whole map.
-POSE = torch.tensor([[.42, .92], [.42, .74], [.43, .54], [.57, .54], [.58, .74], [.58, .92], [.5, .54], [.5, .22], [.5, .17], [.5, .05],
-                     [.3, .5], [.32, .38], [.38, .23], [.62, .23], [.68, .38], [.7, .5]])
+PLES = ("none", "R", "K", "S")
+# A standing person's MPII points as shares of width and height.
+POSE_X = [0.42, 0.42, 0.43, 0.57, 0.58, 0.58, 0.5, 0.5, 0.5, 0.5, 0.3, 0.32, 0.38, 0.62, 0.68, 0.7]
+POSE_Y = [0.92, 0.74, 0.54, 0.54, 0.74, 0.92, 0.54, 0.22, 0.17, 0.05, 0.5, 0.38]
+POSE = torch.tensor([POSE_X, [*POSE_Y, 0.23, 0.23, 0.38, 0.5]]).T
+
+
+# ---- Measuring
+
+
+def now(device):
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def race(candidates, rounds, device, warm_up=1):
-    """Times {name: function} in turn, `rounds` times after some to warm up -> {name: seconds of each round}."""
+    """Times {name: function} in turn, `rounds` times after warming up -> {name: seconds}."""
     times = {name: [] for name in candidates}
     for _ in range(warm_up + rounds):
         for name, function in candidates.items():
@@ -44,71 +91,86 @@ def race(candidates, rounds, device, warm_up=1):
     return {name: seconds[warm_up:] for name, seconds in times.items()}
 
 
-def now(device):
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
 def ratio(times, reference, ours):
-    """{"ratio": median of reference / ours over the rounds, "low": ..., "high": ...}."""
-    rounds = [a / b for a, b in zip(times[reference], times[ours])]
-    return {"ratio": statistics.median(rounds), "low": min(rounds), "high": max(rounds), "seconds": statistics.median(times[ours]),
-            "reference_seconds": statistics.median(times[reference])}
+    """The median, lowest and highest round of reference / ours."""
+    rounds = [a / b for a, b in zip(times[reference], times[ours], strict=True)]
+    return {
+        "ratio": statistics.median(rounds),
+        "low": min(rounds),
+        "high": max(rounds),
+        "seconds": statistics.median(times[ours]),
+        "reference_seconds": statistics.median(times[reference]),
+    }
 
 
-def build(ple, device="cpu", live=False, groups=GROUPS_OF, M=3):
+def build(ple, device="cpu", selecting=False, groups=GROUPS_OF, M=3):
     torch.manual_seed(0)
     model = Baseline(groups) if ple == "none" else SSPNet(groups, ple, M=M)
     if ple != "none":
-        model.afss.selection.copy_(torch.tensor([TAB_3_SCALES[g] for g in groups]))
-        model.afss.live = live
+        model.afss.scales = [PAPER_SCALES[g] for g in groups]
+        model.afss.selecting = selecting
     return model.to(device, memory_format=torch.channels_last)
 
 
 def batch(B, device="cpu", H=256, W=192, L=26):
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(B, 3, H, W, generator=generator).to(device, memory_format=torch.channels_last)
-    keypoints = POSE * torch.tensor([W, H]) + torch.randn(B, 16, 2, generator=generator) * 0.03 * H
-    return images, (torch.rand(B, L, generator=generator) < 0.3).float().to(device), keypoints.to(device)
+    """Images, labels and keypoints about where people's joints are."""
+    rng = torch.Generator().manual_seed(0)
+    images = torch.randn(B, 3, H, W, generator=rng)
+    keypoints = POSE * torch.tensor([W, H]) + torch.randn(B, 16, 2, generator=rng) * 0.03 * H
+    labels = (torch.rand(B, L, generator=rng) < 0.3).float()
+    images = images.to(device, memory_format=torch.channels_last)
+    return images, labels.to(device), keypoints.to(device)
 
 
-def stepper(model, B, device, amp=None, **size):
-    """A function that makes one training step: forward, backward, clipping, Adam, AFSS's counts."""
-    images, labels, keypoints = batch(B, device, **size)
-    loss_of = HierarchicalLoss(model.afss.attribute_groups if hasattr(model, "afss") else GROUPS_OF, torch.full((labels.shape[1],), 0.3)).to(device)
-    optimizer = torch.optim.Adam(parameter_groups(model.train(), 1e-4))
+def stepper(model, B, device, amp=False, groups=GROUPS_OF, **size):
+    """A function that makes one training step of `train.py`, its weights' average excepted."""
+    images, labels, keypoints = batch(B, device, L=len(groups), **size)
+    loss_of = HierarchicalLoss(groups, torch.full((len(groups),), 0.3)).to(device)
+    fused = device.startswith("cuda")
+    optimizer = torch.optim.Adam(parameter_groups(model.train(), 1e-4), fused=fused)
+    selecting = isinstance(model, SSPNet) and model.afss.selecting
 
     def step():
-        with torch.autocast(device, torch.bfloat16, enabled=amp == "bf16"):
+        with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=amp):
             logits = model(images, keypoints)
-        loss = loss_of(logits.float(), labels)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 10)
+        loss_of(logits.float(), labels).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_NORM)
         optimizer.step()
-        if hasattr(model, "afss") and model.afss.live:
+        if selecting:
             model.afss.update(logits.detach(), labels)
 
     return step
 
 
-# ---- the plain references ----
+class Launches(TorchDispatchMode):
+    """Counts the operations that start a kernel; views and bare allocations start none."""
+
+    count = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        name = operation.name()
+        self.count += not (operation.is_view or "empty" in name or "detach" in name)
+        return operation(*args, **(kwargs or {}))
 
 
-def dense_offsets(layers, x):
-    """Offset features at every position of x: for each m, shift the whole grid, sample the map, project, weigh and add."""
+# ---- The plain references
+
+
+def dense_offsets(sample, x):
+    """Offset features at every position of x: for each m, shift the whole grid, sample, project."""
     B, C, H, W = x.shape
     pixels = x.permute(0, 2, 3, 1)  # (B, H, W, C)
-    offsets = layers.offsets(pixels).unflatten(-1, (layers.M, 2))
-    weights = layers.offset_weights(pixels).softmax(-1)
-    ys, xs = torch.meshgrid(torch.arange(H, device=x.device), torch.arange(W, device=x.device), indexing="ij")
+    offsets, weights = sample.predict(pixels).split([2 * sample.M, sample.M], -1)
+    offsets, weights = offsets.unflatten(-1, (sample.M, 2)), weights.softmax(-1)
+    rows, columns = torch.arange(H, device=x.device), torch.arange(W, device=x.device)
+    ys, xs = torch.meshgrid(rows, columns, indexing="ij")
     out = 0
-    for m in range(layers.M):
+    for m in range(sample.M):
         place = torch.stack([xs, ys], -1) + offsets[..., m, :]
         place = (2 * place + 1) / torch.tensor([W, H], device=x.device) - 1
         sampled = F.grid_sample(x, place, align_corners=False).permute(0, 2, 3, 1)
-        out = out + weights[..., m, None] * layers.A(sampled)
+        out = out + weights[..., m, None] * sample.A(sampled)
     return out  # (B, H, W, C)
 
 
@@ -127,21 +189,26 @@ def dense_ple_k(ple, x, group, keypoints):
     for b in range(len(x)):
         for n in KEYPOINT_GROUPS[group]:
             u, v = keypoints[b, n].round().long().tolist()
-            rows.append(dense[b, min(max(v, 0), x.shape[2] - 1), min(max(u, 0), x.shape[3] - 1)])
+            u, v = min(max(u, 0), x.shape[3] - 1), min(max(v, 0), x.shape[2] - 1)
+            rows.append(dense[b, v, u])
     return torch.stack(rows).view(len(x), -1, x.shape[1]).transpose(1, 2)
 
 
 def cam_per_attribute(model, images, attributes):
-    """Grad-CAM-P with a forward and a backward pass through the whole network for each attribute."""
+    """Grad-CAM-P with a forward and a backward pass of the whole network for each attribute."""
     out = []
     for j in attributes:
-        kept = {}
-        smooth = model.fpn.smooth[model.map_of(j)]
-        hook = smooth.register_forward_hook(lambda _, __, result: (result.retain_grad(), kept.update(A=result))[0])
         model.zero_grad()
-        model.classify(model.features(images))[:, j].sum().backward()
-        hook.remove()
-        out.append((kept["A"].grad * kept["A"].detach()).sum(1).relu())
+        A = model.features(images)
+        A = A[model.map_of(j)]
+        A.retain_grad()
+        maps = [A if s == model.map_of(j) else None for s in range(3)]
+        group = model.attribute_groups[j]
+        (region,) = model.ple(A, [group])
+        features = F.adaptive_max_pool2d(region, 1), F.adaptive_max_pool2d(region, 2)
+        logits = model.heads[group](torch.cat([f.flatten(1) for f in features], 1))
+        logits[:, model.members[group].index(j)].sum().backward()
+        out.append((maps[model.map_of(j)].grad * A.detach()).sum(1).relu())
     return out
 
 
@@ -151,142 +218,202 @@ def numpy_metrics(scores, labels):
     tp, tn = (predicted & true).sum(0), (~predicted & ~true).sum(0)
     mA = ((tp / true.sum(0) + tn / (~true).sum(0)) / 2).mean()
     both, either = (predicted & true).sum(1), (predicted | true).sum(1)
-    accu, prec, rec = ((both / np.maximum(n, 1)).mean() for n in (either, predicted.sum(1), true.sum(1)))
-    return [100 * v for v in (mA, accu, prec, rec, 2 * prec * rec / (prec + rec))]
+    accu = (both / np.maximum(either, 1)).mean()
+    prec = (both / np.maximum(predicted.sum(1), 1)).mean()
+    rec = (both / np.maximum(true.sum(1), 1)).mean()
+    return [100 * value for value in (mA, accu, prec, rec, 2 * prec * rec / (prec + rec))]
 
 
-# ---- the rows ----
+# ---- The rows: each yields (title, name of the reference, result)
 
 
 def row_inference(args):
-    """1. Inference, images/s as a share of the baseline's; on a CPU as in a program that imports the model, and with freed memory
-    kept, as in the commands, which speeds up all alike but saves the baseline the greater share of its time."""
+    """Images/s as a share of the baseline's; on a CPU also with freed memory kept, as in the
+    commands."""
     images, _, keypoints = batch(args.batch, args.device)
-    models = {name: build(name, args.device).eval() for name in ("none", "R", "K", "S")}
+    models = {ple: build(ple, args.device).eval() for ple in PLES}
     if args.compile:
-        models.update({f"{name} compiled": torch.compile(build(name, args.device).eval()) for name in ("none", "S")})
+        for ple in ("none", "S"):
+            models[f"{ple} compiled"] = torch.compile(build(ple, args.device).eval())
 
     @torch.inference_mode()
     def run(model):
-        with torch.autocast(args.device, torch.bfloat16, enabled=args.amp):
+        with torch.autocast(args.device.split(":")[0], torch.bfloat16, enabled=args.amp):
             model(images, keypoints)
 
-    for kept in ("", ", freed memory kept") if args.device == "cpu" else ("",):
-        if kept:
+    for memory in ("", ", freed memory kept") if args.device == "cpu" else ("",):
+        if memory:
             keep_freed_memory()
-        times = race({name: lambda model=model: run(model) for name, model in models.items()}, args.rounds + 2, args.device)
+        candidates = {name: partial(run, model) for name, model in models.items()}
+        times = race(candidates, args.rounds + 2, args.device)
         for name in times:
-            result = {**ratio(times, "none", name), "images_per_second": args.batch / statistics.median(times[name])}
-            yield f"1. inference{kept}, {name} : baseline", "baseline", result
+            rate = args.batch / statistics.median(times[name])
+            result = {**ratio(times, "none", name), "images_per_second": rate}
+            yield f"inference{memory}, {name}", "baseline", result
 
 
 def row_training(args):
-    """2. A training step, images/s as a share of the baseline's; AFSS live and frozen."""
-    amp = "bf16" if args.amp else None
+    """A training step as a share of the baseline's; AFSS selecting (live) and frozen."""
     for state in ("frozen", "live"):
-        steps = {ple: stepper(build(ple, args.device, state == "live"), args.batch, args.device, amp) for ple in ("none", "R", "K", "S")}
+        steps = {}
+        for ple in PLES:
+            model = build(ple, args.device, state == "live")
+            steps[ple] = stepper(model, args.batch, args.device, args.amp)
         times = race(steps, args.rounds + 2, args.device)
         for name in times:
-            result = {**ratio(times, "none", name), "images_per_second": args.batch / statistics.median(times[name])}
-            yield f"2. training step, AFSS {state}, {name} : baseline", "baseline", result
-    # AFSS's own part of the live step: counting, and once an epoch the choice.
-    afss, (_, labels, _) = build("S", args.device, True).afss, batch(args.batch, args.device)
+            rate = args.batch / statistics.median(times[name])
+            result = {**ratio(times, "none", name), "images_per_second": rate}
+            yield f"training step, {state}, {name}", "baseline", result
+    # AFSS's own part of the live step: the counts of a batch.
+    afss, labels = build("S", args.device, True).afss, batch(args.batch, args.device)[1]
     logits = torch.randn(3, args.batch, 26, device=args.device)
-    own = race({"update": lambda: [afss.update(logits, labels) for _ in range(100)], "select": lambda: afss.select()}, args.rounds, args.device)
-    share = statistics.median(own["update"]) / 100 / statistics.median(times["S"])
-    yield "6. AFSS's counts, share of a live step", "live step", {"share": share, "select_seconds": statistics.median(own["select"])}
+    counts = race({"update": partial(afss.update, logits, labels)}, 100, args.device)
+    share = statistics.median(counts["update"]) / statistics.median(times["S"])
+    yield "AFSS's counts, share of a live step", "live step", {"share": share}
+
+
+def row_launches(args):
+    """Kernels that a step starts, beside the baseline's: what limits small batches on a GPU.
+
+    Forward, loss, backward and AFSS's counts. Not the optimizer, which is a few kernels there.
+    """
+    images, labels, keypoints = batch(4, args.device, 128, 96)
+    loss_of = HierarchicalLoss(GROUPS_OF, torch.full((26,), 0.3)).to(args.device)
+    counts = {}
+    for state in ("live", "frozen", "inference"):
+        for ple in PLES:
+            model = build(ple, args.device, state == "live").train(state != "inference")
+            with Launches() as launches, torch.set_grad_enabled(state != "inference"):
+                logits = model(images, keypoints)
+                if state != "inference":
+                    loss_of(logits, labels).backward()
+                if state == "live" and ple != "none":
+                    model.afss.update(logits.detach(), labels)
+            counts[ple] = launches.count
+            result = {"launches": launches.count, "ratio": launches.count / counts["none"]}
+            yield f"kernel launches, {state}, {ple}", "baseline", result
 
 
 def row_ple(args):
-    """3. and 4. PLE-S and PLE-K, forward and backward, against the dense map first."""
-    torch.manual_seed(0)
+    """PLE-S and PLE-K, forward and backward, against the dense map first."""
     B = args.batch
-    for title, groups in (("3. PLE-S", ("head", "torso", "bottom", "all")), ("4. PLE-K", ("head", "all"))):
-        ple = (PLE_S() if "S" in title else PLE_K()).to(args.device)
-        torch.nn.init.normal_(ple.sample.offsets.weight, std=0.05)
+    for name, groups in (("S", ("head", "torso", "bottom", "all")), ("K", ("head", "all"))):
+        torch.manual_seed(0)
+        ple = (PLE_S() if name == "S" else PLE_K()).to(args.device)
+        torch.nn.init.normal_(ple.sample.predict.weight, std=0.05)
         for scale, (H, W) in enumerate(((64, 48), (32, 24), (16, 12))):
-            x = torch.randn(B, 256, H, W, device=args.device).to(memory_format=torch.channels_last).requires_grad_()
-            keypoints = batch(B, args.device)[2] / STRIDES[scale]
+            x = torch.randn(B, 256, H, W, device=args.device)
+            x = x.to(memory_format=torch.channels_last).requires_grad_()
+            keypoints = batch(B, args.device)[2] / SSPNet.strides[scale]
             for group in groups:
-                plain, ours = (((lambda: dense_ple_s(ple, x, group)), (lambda: ple(x, group))) if "S" in title else
-                               ((lambda: dense_ple_k(ple, x, group, keypoints)), (lambda: ple(x, group, keypoints))))
+                plain = partial(dense_ple_s, ple, x, group)
+                if name == "K":
+                    plain = partial(dense_ple_k, ple, x, group, keypoints)
+                ours = partial(one_feature, ple, x, group, keypoints)
+                candidates = {
+                    "plain": partial(both_ways, plain, ple, x),
+                    "ours": partial(both_ways, ours, ple, x),
+                }
+                times = race(candidates, args.rounds, args.device)
+                title = f"PLE-{name}, {group} at P{scale + 1}, forward and backward"
+                yield title, "dense map first", ratio(times, "plain", "ours")
 
-                def both_ways(function):
-                    ple.zero_grad()
-                    x.grad = None
-                    function().square().mean().backward()
 
-                times = race({"plain": lambda: both_ways(plain), "ours": lambda: both_ways(ours)}, args.rounds, args.device)
-                yield f"{title}, {group} at P{scale + 1}, forward and backward", "dense map first", ratio(times, "plain", "ours")
+def one_feature(ple, x, group, keypoints):
+    return ple(x, [group], keypoints)[0]
+
+
+def both_ways(function, ple, x):
+    ple.zero_grad()
+    x.grad = None
+    function().square().mean().backward()
 
 
 def row_cam(args):
-    """5. Grad-CAM-P of all attributes of 16 images."""
+    """Grad-CAM-P of all attributes of 16 images."""
     model, (images, _, keypoints) = build("S", args.device).eval(), batch(16, args.device)
-    attributes = list(range(26)) if not args.quick else [0, 7, 13, 22]
+    attributes = [0, 7, 13, 22] if args.quick else list(range(26))
     plain, ours = [], []
-    once = args.device == "cpu"  # the reference takes minutes there: warmed up on one attribute
-    cam_per_attribute(model, images, attributes[:1])
-    times = race({"plain": lambda: plain.append(cam_per_attribute(model, images, attributes)),
-                  "ours": lambda: ours.append(heatmaps(model, images, attributes, keypoints, grad_cam_p)[1])},
-                 1 if once else args.rounds, args.device, 0 if once else 1)
-    worst = max(((a - b).abs().max() / a.abs().max().clamp(min=1e-12)).item() for a, b in zip(plain[-1], ours[-1]))
-    yield (f"5. Grad-CAM-P, {len(attributes)} attributes, 16 images", "a pass per attribute",
-           {**ratio(times, "plain", "ours"), "largest_difference": worst})
+    cam_per_attribute(model, images, attributes[:1])  # warms up: on a CPU the rest takes minutes
+
+    def run_plain():
+        plain[:] = cam_per_attribute(model, images, attributes)
+
+    def run_ours():
+        ours[:] = response_maps(model, images, attributes, keypoints)[1]
+
+    rounds, warm_up = (1, 0) if args.device == "cpu" else (args.rounds, 1)
+    times = race({"plain": run_plain, "ours": run_ours}, rounds, args.device, warm_up)
+    pairs = zip(plain, ours, strict=True)
+    worst = max(((a - b).abs().max() / a.abs().max().clamp(min=1e-12)).item() for a, b in pairs)
+    result = {**ratio(times, "plain", "ours"), "largest_difference": worst}
+    yield f"Grad-CAM-P, {len(attributes)} attributes, 16 images", "a pass per attribute", result
 
 
 def row_metrics(args):
-    """6. The five metrics."""
-    random = np.random.default_rng(0)
-    scores, labels = random.normal(size=(90_000, 26)).astype(np.float32), (random.random((90_000, 26)) < 0.2).astype(np.float32)
+    """The five metrics."""
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=(90_000, 26)).astype(np.float32)
+    labels = (rng.random((90_000, 26)) < 0.2).astype(np.float32)
     tensors = torch.from_numpy(scores), torch.from_numpy(labels)
-    times = race({"plain": lambda: numpy_metrics(scores, labels), "ours": lambda: metrics(*tensors)}, args.rounds, "cpu")
-    ours = metrics(*tensors)
-    worst = max(abs(a - ours[name]) for a, name in zip(numpy_metrics(scores, labels), ("mA", "Accu", "Prec", "Rec", "F1")))
-    yield "6. five metrics, 90,000 x 26", "numpy", {**ratio(times, "plain", "ours"), "largest_difference": worst}
+    candidates = {
+        "plain": partial(numpy_metrics, scores, labels),
+        "ours": partial(metrics, *tensors),
+    }
+    times = race(candidates, args.rounds, "cpu")
+    found = metrics(*tensors)
+    names = ("mA", "Accu", "Prec", "Rec", "F1")
+    pairs = zip(numpy_metrics(scores, labels), names, strict=True)
+    worst = max(abs(value - found[name]) for value, name in pairs)
+    result = {**ratio(times, "plain", "ours"), "largest_difference": worst}
+    yield "five metrics, 90,000 x 26", "numpy", result
 
 
 def row_input(args):
-    """7. Images from JPEG files, and the wait for them in training."""
+    """Images from JPEG files, and the wait for them in training."""
     with tempfile.TemporaryDirectory() as folder:
-        drawn = synthetic("train", count=16 * args.batch if not args.quick else 4 * args.batch, size=(256, 128))
+        drawn = synthetic("train", count=(4 if args.quick else 16) * args.batch, size=(256, 128))
         files = [Path(folder) / f"{name}.jpg" for name in drawn.names]
-        for file, picture in zip(files, drawn.images):
-            Image.fromarray(picture).save(file, quality=90)
-        table = Table("jpeg", drawn.attributes, drawn.groups, drawn.names, files, drawn.labels, drawn.keypoints)
+        for file, pixels in zip(files, drawn.images, strict=True):
+            Image.fromarray(pixels).save(file, quality=90)
+        known = drawn.attributes, drawn.groups, drawn.names
+        split = Split("jpeg", *known, files, drawn.labels, drawn.keypoints)
 
         def bare():
             for file in files:
-                np.asarray(Image.open(file).convert("RGB").resize((192, 256), Image.Resampling.BILINEAR))
+                image = Image.open(file).convert("RGB")
+                np.asarray(image.resize((192, 256), Image.Resampling.BILINEAR))
 
-        def pipeline(workers):
-            for _ in loader(table, (256, 192), args.batch, train=True, workers=workers, device=args.device):
+        def batches(workers):
+            size = (256, 192)
+            return loader(split, size, args.batch, True, workers=workers, device=args.device)
+
+        def run(workers):
+            for _ in batches(workers):
                 pass
 
-        times = race({"bare": bare, "0": lambda: pipeline(0), "1": lambda: pipeline(1), "2": lambda: pipeline(2)}, max(1, args.rounds // 2), args.device)
+        candidates = {"bare": bare, **{str(n): partial(run, n) for n in (0, 1, 2)}}
+        times = race(candidates, max(1, args.rounds // 2), args.device)
         for workers in "012":
-            yield (f"7. input pipeline, {workers} workers", "bare decode and resize",
-                   {**ratio(times, "bare", workers), "images_per_second": len(files) / statistics.median(times[workers])})
-        model, waited, started = build("S", args.device).train(), 0.0, now(args.device)
-        optimizer, loss_of = torch.optim.Adam(model.parameters(), 1e-4), HierarchicalLoss(GROUPS_OF, torch.full((26,), 0.3)).to(args.device)
-        batches = iter(loader(table, (256, 192), args.batch, train=True, workers=2, device=args.device))
-        for step in range(4 if args.device == "cpu" else 16):
+            rate = len(files) / statistics.median(times[workers])
+            result = {**ratio(times, "bare", workers), "images_per_second": rate}
+            yield f"input pipeline, {workers} workers", "bare decode and resize", result
+        step = stepper(build("S", args.device), args.batch, args.device, args.amp)
+        waited, started, ready = 0.0, now(args.device), iter(batches(2))
+        for _ in range(4 if args.device == "cpu" else 16):
             before = now(args.device)
-            images, labels, keypoints, _ = next(batches, (None,) * 4)
-            if images is None:
+            if next(ready, None) is None:
                 break
             waited += now(args.device) - before
-            with torch.autocast(args.device, torch.bfloat16, enabled=args.amp):
-                logits = model(images.to(args.device, memory_format=torch.channels_last), keypoints.to(args.device))
-            optimizer.zero_grad()
-            loss_of(logits.float(), labels.to(args.device)).backward()
-            optimizer.step()
-        yield "7. waiting for data, share of a training epoch, 2 workers", "epoch", {"share": waited / (now(args.device) - started)}
+            step()
+        share = waited / (now(args.device) - started)
+        yield "waiting for data, share of a training epoch, 2 workers", "epoch", {"share": share}
 
 
 def alone(args, *arguments):
-    """Seconds and peak bytes of a training step and an inference, each measured in a process of its own."""
-    command = [sys.executable, __file__, "--device", args.device, *(["--amp"] if args.amp else []), "--one", *map(str, arguments)]
+    """Seconds and peak bytes of a training step and an inference, in a process of their own."""
+    command = [sys.executable, __file__, "--device", args.device]
+    command += [*(["--amp"] if args.amp else []), "--one", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         return {"failed": (done.stderr.strip().splitlines() or ["no message"])[-1]}
@@ -295,83 +422,169 @@ def alone(args, *arguments):
 
 def one(args):
     """The process of `alone`: `--one PLE live|frozen BATCH H W M ATTRIBUTES`."""
-    ple, live = args.one[0], args.one[1] == "live"
+    ple, selecting = args.one[0], args.one[1] == "live"
     B, H, W, M, L = map(int, args.one[2:])
     groups = (GROUPS_OF * (L // 26 + 1))[:L]
-    model = build(ple, args.device, live, groups, M)
-    step = stepper(model, B, args.device, "bf16" if args.amp else None, H=H, W=W, L=L) if ple != "none" or L == 26 else None
+    model = build(ple, args.device, selecting, groups, M)
+    step = stepper(model, B, args.device, args.amp, groups, H=H, W=W)
     images, _, keypoints = batch(B, args.device, H, W, L)
     seconds = race({"step": step}, 2, args.device)["step"]
-    peak = torch.cuda.max_memory_allocated() if args.device == "cuda" else peak_of_process()
+    if args.device == "cpu":
+        status = Path("/proc/self/status").read_text().splitlines()
+        peak = 1024 * int(next(line for line in status if line.startswith("VmHWM")).split()[1])
+    else:
+        peak = torch.cuda.max_memory_allocated()
     model.eval()
     with torch.inference_mode():
-        inference = race({"inference": lambda: model(images, keypoints)}, 2, args.device)["inference"]
-    print(json.dumps({"step_seconds": min(seconds), "inference_seconds": min(inference), "peak_bytes": peak}))
-
-
-def peak_of_process():
-    """Bytes; getrusage's figure would include what the parent process held when it started this one."""
-    status = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line for line in status if line.startswith("VmHWM")).split()[1])
+        times = race({"inference": partial(model, images, keypoints)}, 2, args.device)
+    result = {"step_seconds": min(seconds), "inference_seconds": min(times["inference"])}
+    print(json.dumps({**result, "peak_bytes": peak}))
 
 
 def row_memory(args):
-    """8. Peak memory of a training step, each in a process of its own."""
-    found = {name: alone(args, ple, live, args.batch, 256, 192, 3, 26) for name, ple, live in (
-        ("none", "none", "frozen"), ("S frozen", "S", "frozen"), ("S live", "S", "live"))}
+    """Peak memory of a training step, each in a process of its own."""
+    cases = {"none": ("none", "frozen"), "S frozen": ("S", "frozen"), "S live": ("S", "live")}
+    found = {name: alone(args, *case, args.batch, 256, 192, 3, 26) for name, case in cases.items()}
     for name, result in found.items():
         if "failed" not in result:
-            result = {**result, "ratio": result["peak_bytes"] / found["none"]["peak_bytes"]}
-        yield f"8. peak memory of a training step, {name}", "baseline", result
+            result["ratio"] = result["peak_bytes"] / found["none"]["peak_bytes"]
+        yield f"peak memory of a training step, {name}", "baseline", result
 
 
 def row_growth(args):
     """How time and memory grow with batch, pixels, M and attributes."""
-    base = (4, 256, 192, 3, 26)
-    changes = ([(B, *base[1:]) for B in (1, 4, 16, 64)] + [(4, H, W, 3, 26) for H, W in ((384, 288), (512, 384))]
-               + [(4, 256, 192, M, 26) for M in (1, 2, 8)] + [(4, 256, 192, 3, L) for L in (100, 500)])
-    for B, H, W, M, L in changes[:4] if args.quick else changes:
-        yield f"growth: batch {B}, {H}x{W}, M {M}, {L} attributes", "", alone(args, "S", "frozen", B, H, W, M, L)
+    cases = [(B, 256, 192, 3, 26) for B in (1, 4, 16, 64)]
+    cases += [(4, H, W, 3, 26) for H, W in ((384, 288), (512, 384))]
+    cases += [(4, 256, 192, M, 26) for M in (1, 2, 8)]
+    cases += [(4, 256, 192, 3, L) for L in (100, 500)]
+    for B, H, W, M, L in cases[:4] if args.quick else cases:
+        title = f"growth: batch {B}, {H}x{W}, M {M}, {L} attributes"
+        yield title, "", alone(args, "S", "frozen", B, H, W, M, L)
 
 
-ROWS = {"inference": row_inference, "training": row_training, "ple": row_ple, "cam": row_cam, "metrics": row_metrics, "input": row_input,
-        "memory": row_memory, "growth": row_growth}
+ROWS = {
+    "inference": row_inference,
+    "training": row_training,
+    "launches": row_launches,
+    "ple": row_ple,
+    "cam": row_cam,
+    "metrics": row_metrics,
+    "input": row_input,
+    "memory": row_memory,
+    "growth": row_growth,
+}
+
+
+def text_of(title, result):
+    """A row for people."""
+    text = ""
+    if "ratio" in result:
+        text = f"{result['ratio']:.2f}x"
+    if "share" in result:
+        text = f"{100 * result['share']:.2f}%"
+    if "low" in result:
+        text += f" ({result['low']:.2f}-{result['high']:.2f})"
+    formats = {
+        "launches": "{} launches",
+        "images_per_second": "{:.1f} images/s",
+        "largest_difference": "{:.1e} largest difference",
+        "step_seconds": "{:.2f} s a step",
+        "inference_seconds": "{:.3f} s inference",
+        "failed": "failed: {}",
+    }
+    more = [form.format(result[key]) for key, form in formats.items() if key in result]
+    if "peak_bytes" in result:
+        more.append(f"{result['peak_bytes'] / 2**30:.2f} GiB")
+    return f"{title:58} {text:22} {', '.join(more)}"
+
+
+# ---- Tab. 3's efficiency columns
+
+
+def profile(device, models=PAPER_EFFICIENCY, batches=(1, 32), size=(256, 192), rounds=5):
+    """For PA-100K's 26 attributes and the paper's scales, from random weights.
+
+    Parameters in millions; GFLOPs as multiply-adds in convolutions and matrix products, by torch's
+    own counter, at `size` and at 256x128; images/s in inference by batch size, the median of
+    `rounds`.
+    """
+    rows, started = [], time.time()
+    for ple, backbone in models:
+        config = {"ple": ple, "groups": GROUPS_OF, "backbone": backbone, "afss": "group", "M": 3}
+        config |= {"ratio": 0.75, "offsets": True, "prior": True, "channels": 256}
+        model = build_model(config).to(device, memory_format=torch.channels_last).eval()
+        if ple != "none":
+            model.afss.scales = [PAPER_SCALES[g] for g in GROUPS_OF]
+        row = {"ple": ple, "backbone": backbone, "paper": models[ple, backbone]}
+        row["params"] = sum(p.numel() for p in model.parameters()) / 1e6
+        with torch.inference_mode():
+            for H, W in (size, (256, 128)):
+                images, _, keypoints = batch(1, device, H, W)
+                with FlopCounterMode(display=False) as counter:
+                    model(images, keypoints)
+                row[f"gflops_{H}x{W}"] = counter.get_total_flops() / 2e9
+            for count in batches:
+                images, _, keypoints = batch(count, device, *size)
+                times = race({"run": partial(model, images, keypoints)}, rounds, device)
+                row[f"images_per_second_{count}"] = count / statistics.median(times["run"])
+        rows.append(row)
+        show_progress(f"{len(rows)}/{len(models)} models", len(rows), len(models), started)
+    return rows
+
+
+def profile_lines(rows):
+    """The profile beside the paper's figures, for people."""
+    keys = [key for key in rows[0] if key.startswith(("gflops", "images"))]
+    heads = "".join(f"{key.replace('_', ' '):>24}" for key in keys)
+    lines = [f"{'':22}{'params (paper)':>20}{heads}   paper: GFLOPs, images/s"]
+    for row in rows:
+        name = f"{model_name(row['ple'])} {row['backbone']}"
+        parameters = f"{row['params']:.2f} ({row['paper'][0]:.2f})"
+        cells = "".join(f"{row[key]:24.2f}" for key in keys)
+        lines.append(f"{name:22}{parameters:>20}{cells}   {row['paper'][1]:.2f}, {row['paper'][2]}")
+    return lines
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--amp", action="store_true", help="bfloat16 autocast")
-    parser.add_argument("--compile", action="store_true", help="torch.compile's inference as well")
-    parser.add_argument("--quick", action="store_true", help="batches of 8 instead of 32, four attributes instead of 26")
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
-    parser.add_argument("--json", help="write the result to this file as well")
-    parser.add_argument("--one", nargs=7, help=argparse.SUPPRESS)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--device", default="cpu")
+    add("--amp", action="store_true", help="bfloat16 autocast")
+    add("--compile", action="store_true", help="torch.compile's inference as well")
+    add("--quick", action="store_true", help="batches of 8 instead of 32, four attributes")
+    add("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+    add("--profile", action="store_true", help="Tab. 3's efficiency columns instead")
+    add("--json", help="write the result to this file as well")
+    add("--one", nargs=7, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    args.batch, args.rounds = (8, 3) if args.quick else (32, 3)
-    args.rows.sort(key=list(ROWS).index)
+    args.device = set_up_device(args.device)
+    args.batch, args.rounds = 8 if args.quick else 32, 3
     if args.one:
         keep_freed_memory()
-        return one(args)
-    where = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    print(f"{where}, torch {torch.__version__}, batch {args.batch}, {'bf16 autocast' if args.amp else 'float32'}")
-    results, started = [], time.time()
-    for done, name in enumerate(args.rows, 1):
+        one(args)
+        return
+    where = f"CPU, {torch.get_num_threads()} threads"
+    if args.device != "cpu":
+        where = torch.cuda.get_device_name()
+    precision = "bf16 autocast" if args.amp else "float32"
+    print(f"{where}, torch {torch.__version__}, batch {args.batch}, {precision}")
+    rows, started = [], time.time()
+    if args.profile:
+        rows = profile(args.device)
+        print("\n".join(profile_lines(rows)))
+        args.rows = []
+    for done, name in enumerate(sorted(args.rows, key=list(ROWS).index), 1):
         if name != "inference":
             keep_freed_memory()  # as the commands do
         for title, reference, result in ROWS[name](args):
-            results.append({"row": title, "reference": reference, **result})
-            text = f"{result['ratio']:.2f}x" if "ratio" in result else f"{100 * result['share']:.2f}%" if "share" in result else ""
-            text += f" ({result['low']:.2f}-{result['high']:.2f})" if "low" in result else ""
-            more = [f"{result[key]:.{digits}{kind}}{unit}" for key, digits, kind, unit in (
-                ("images_per_second", 1, "f", " images/s"), ("largest_difference", 1, "e", " largest difference"),
-                ("step_seconds", 2, "f", " s a step"), ("inference_seconds", 3, "f", " s inference")) if key in result]
-            more += [f"{result['peak_bytes'] / 2**30:.2f} GiB"] if "peak_bytes" in result else []
-            more += [f"failed: {result['failed']}"] if "failed" in result else []
-            print(f"{title:58} {text:22} {', '.join(more)}", flush=True)
+            rows.append({"row": title, "reference": reference, **result})
+            print(text_of(title, result), flush=True)
         show_progress(f"{done}/{len(args.rows)} rows", done, len(args.rows), started)
     if args.json:
-        write_json(args.json, {"device": where, "torch": torch.__version__, "batch": args.batch, "amp": args.amp, "rows": results})
+        about = {"device": where, "torch": str(torch.__version__), "batch": args.batch}
+        write_json(args.json, {**about, "amp": args.amp, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -1,9 +1,26 @@
+"""What several test files share."""
+
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # the flat files, from wherever pytest is started
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the flat files, wherever pytest is started
+
+from data import PA100K_GROUPS  # noqa: E402
+from sspnet import Baseline, SSPNet  # noqa: E402
+
+PA100K = list(PA100K_GROUPS.values())
+FEW_GROUPS = ["torso", "head", "all", "bottom", "head"]
+
+
+def random_model(ple, backbone="resnet18", seed=12, **options):
+    """A small model of five attributes with random weights; ple "none" is the baseline."""
+    torch.manual_seed(seed)
+    if ple == "none":
+        return Baseline(FEW_GROUPS, backbone)
+    return SSPNet(FEW_GROUPS, ple, backbone, channels=16, **options)
 
 
 def pytest_addoption(parser):

@@ -10,7 +10,7 @@ from PIL import Image
 from torch.testing import assert_close
 
 import data
-from data import FLIP, PA100K_GROUPS, Pedestrians, Table, flip, load_table, loader, read_keypoints, resize, shift, synthetic
+from data import FLIP, PA100K_GROUPS, Pedestrians, Split, flip, load_split, loader, read_keypoints, resize, shift, synthetic
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 ATTRIBUTES = list(PA100K_GROUPS)
@@ -43,12 +43,12 @@ def write_pa100k(folder, images="data", counts=(4, 2, 2), attributes=ATTRIBUTES,
 def test_pa100k_layouts(tmp_path, images):
     truth = write_pa100k(tmp_path, images)
     for split, (names, labels) in truth.items():
-        table = load_table("pa100k", tmp_path, split)
+        table = load_split("pa100k", tmp_path, split)
         assert table.names == names and table.attributes == ATTRIBUTES
         assert table.groups == list(PA100K_GROUPS.values())
         assert [p.parent for p in table.images] == [tmp_path / images] * len(names)
         assert (table.labels == labels).all() and table.labels.dtype == np.float32
-    both = load_table("pa100k", tmp_path, "trainval")
+    both = load_split("pa100k", tmp_path, "trainval")
     assert both.names == truth["train"][0] + truth["val"][0]
     assert (both.labels == np.concatenate([truth["train"][1], truth["val"][1]])).all()
 
@@ -83,7 +83,7 @@ def spoil_variable(mat):
 def test_pa100k_with_a_wrong_annotation(tmp_path, change, message):
     write_pa100k(tmp_path, change=change)
     with pytest.raises(ValueError, match=message) as error:
-        load_table("pa100k", tmp_path, "train")
+        load_split("pa100k", tmp_path, "train")
     assert "annotation.mat" in str(error.value) and "\n" not in str(error.value)
 
 
@@ -91,24 +91,24 @@ def test_pa100k_with_missing_files(tmp_path):
     write_pa100k(tmp_path)
     (tmp_path / "data" / "000003.jpg").unlink()
     with pytest.raises(FileNotFoundError, match=r"000003.jpg: no such image \(1 of 4 are missing\)"):
-        load_table("pa100k", tmp_path, "train")
+        load_split("pa100k", tmp_path, "train")
     (tmp_path / "annotation.mat").write_bytes((tmp_path / "annotation.mat").read_bytes()[:300])
     with pytest.raises(ValueError, match="annotation.mat: not a readable .mat file"):
-        load_table("pa100k", tmp_path, "train")
+        load_split("pa100k", tmp_path, "train")
     with pytest.raises(FileNotFoundError, match="nowhere/annotation.mat: no such file"):
-        load_table("pa100k", tmp_path / "nowhere", "train")
+        load_split("pa100k", tmp_path / "nowhere", "train")
 
 
 def test_without_scipy_a_mat_file_names_the_install_command(tmp_path, monkeypatch):
     (tmp_path / "annotation.mat").write_bytes(b"")
     monkeypatch.setitem(sys.modules, "scipy.io", None)
     with pytest.raises(ValueError, match="annotation.mat: reading a .mat file needs scipy: pip install scipy"):
-        load_table("pa100k", tmp_path, "train")
+        load_split("pa100k", tmp_path, "train")
 
 
 def test_unreadable_images_are_named(tmp_path):
     write_pa100k(tmp_path)
-    table = load_table("pa100k", tmp_path, "train")
+    table = load_split("pa100k", tmp_path, "train")
     table.images[1].write_bytes(b"not a picture")
     with pytest.raises(ValueError, match="000002.jpg: not a readable image"):
         Pedestrians(table, (32, 24))[1]
@@ -120,7 +120,7 @@ def test_unreadable_images_are_named(tmp_path):
 def test_pa100k_slice_is_read_as_scipy_reads_it():
     mat = pytest.importorskip("scipy.io", reason="reading .mat files needs scipy").loadmat(SHARED / "pa100k-slice" / "annotation.mat")
     for split, count in (("train", 1200), ("val", 200), ("test", 200)):
-        table = load_table("pa100k", SHARED / "pa100k-slice", split, keypoints=SHARED / "pa100k-slice" / "keypoints.npz")
+        table = load_split("pa100k", SHARED / "pa100k-slice", split, keypoints=SHARED / "pa100k-slice" / "keypoints.npz")
         assert len(table.names) == count and (table.labels == mat[f"{split}_label"]).all()
         assert table.names == [n.item().item() for n in mat[f"{split}_images_name"]]
         image, labels, keypoints, _ = Pedestrians(table, (128, 96))[count - 1]
@@ -135,7 +135,7 @@ def test_pa100k_slice_is_read_as_scipy_reads_it():
 
 def table_of(labels, **kw):
     N, L = labels.shape
-    return Table("t", ATTRIBUTES[:L], list(PA100K_GROUPS.values())[:L], [f"{i}" for i in range(N)],
+    return Split("t", ATTRIBUTES[:L], list(PA100K_GROUPS.values())[:L], [f"{i}" for i in range(N)],
                  [np.full((40, 20, 3), i, np.uint8) for i in range(N)], labels.astype(np.float32), **kw)
 
 
@@ -147,7 +147,7 @@ def test_table_refuses_what_does_not_fit():
     with pytest.raises(ValueError, match="label nan of AgeOver60"):
         table_of(np.array([[0, np.nan]]))
     with pytest.raises(ValueError, match="attribute a has group feet"):
-        Table("t", ["a"], ["feet"], ["x"], ["x"], np.zeros((1, 1)))
+        Split("t", ["a"], ["feet"], ["x"], ["x"], np.zeros((1, 1)))
 
 
 def test_keypoint_file(tmp_path):

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import data
-from data import load_table, shared_attributes
+from data import load_split, shared_attributes
 from test_data import write_pa100k
 from test_train import TINY, command
 
@@ -80,12 +80,12 @@ def test_rap1_layout(tmp_path, partition):
     names, label, orders = write_rap1(tmp_path)
     order = orders[(partition or 1) - 1] - 1
     for split, rows in (("train", order[:8]), ("trainval", order[:8]), ("test", order[8:]), ("all", order)):
-        table = load_table("rap1", tmp_path, split, partition=partition)
+        table = load_split("rap1", tmp_path, split, partition=partition)
         assert table.attributes == RAP1 and table.names == [names[i] for i in rows]
         assert table.images == [tmp_path / "RAP_dataset" / names[i] for i in rows]
         assert (table.labels == (label[rows, :51] == 1)).all()
     with pytest.raises(ValueError, match="has no val split, expected one of train, test; train with --train-split trainval"):
-        load_table("rap1", tmp_path, "val")
+        load_split("rap1", tmp_path, "val")
     group = dict(zip(table.attributes, table.groups))
     assert [group[a] for a in ("hs-Hat", "ub-TShirt", "attach-Backpack", "attach-Box", "lb-Jeans", "lb-ShortSkirt", "lb-Dress", "shoes-Boots",
                                "Female", "action-Calling")] == ["head", "torso", "torso", "all", "bottom", "bottom", "all", "bottom", "all", "all"]
@@ -110,7 +110,7 @@ def test_peta_layout(tmp_path, partition):
     content, orders = write_peta(tmp_path)
     order = orders[partition - 1]
     for split, numbers in (("train", order[:5]), ("val", order[5:7]), ("test", order[7:]), ("trainval", order[:7]), ("all", order)):
-        table = load_table("peta", tmp_path, split, partition=partition)
+        table = load_split("peta", tmp_path, split, partition=partition)
         assert table.attributes == PETA and table.names == [f"{i:05d}.png" for i in numbers]
         assert (table.labels == content[numbers - 1, 4:39]).all() and table.images[0].parent == tmp_path / "images"
     group = dict(zip(table.attributes, table.groups))
@@ -197,15 +197,15 @@ def test_upar_layout(tmp_path, protocol):
     write_pickle(tmp_path / "dataset_all.pkl", content, protocol)
     random_pictures(tmp_path, content["image_name"])
     for split in ("train", "val", "test"):
-        table = load_table("upar", tmp_path, split)
+        table = load_split("upar", tmp_path, split)
         rows = content["partition"][split]
         assert table.attributes == UPAR and table.names == [content["image_name"][i] for i in rows]
         assert (table.labels == content["label"][rows]).all() and table.images[0] == tmp_path / table.names[0]
-    assert len(load_table("upar", tmp_path, "all").names) == 12
-    table = load_table("upar", tmp_path / "dataset_all.pkl", "all", exclude=["rap2", "PA100k"])
+    assert len(load_split("upar", tmp_path, "all").names) == 12
+    table = load_split("upar", tmp_path / "dataset_all.pkl", "all", exclude=["rap2", "PA100k"])
     assert len(table.names) == 4 and all(name.startswith("Market1501/") for name in table.names)
     with pytest.raises(ValueError, match="--exclude rap1: .* has images of Market1501, PA100k, RAP2"):
-        load_table("upar", tmp_path, "all", exclude=["rap1"])
+        load_split("upar", tmp_path, "all", exclude=["rap1"])
     assert [table.groups.count(g) for g in ("head", "torso", "bottom", "all")] == [6, 14, 14, 6]
     assert table.groups[UPAR.index("LowerBody-Type-Skirt&Dress")] == "all" and table.groups[UPAR.index("Accessory-Glasses-Sun")] == "head"
 
@@ -219,14 +219,14 @@ def test_pickled_splits_of_the_other_datasets(tmp_path):
                "partition": {"train": [np.arange(5), np.arange(4, 9)], "val": [np.array([5, 6]), np.array([0, 1])], "test": [np.array([7, 8]), np.array([2, 3])]}}
     write_pickle(tmp_path / "dataset_zs_run0.pkl", content)
     random_pictures(tmp_path / "images", content["image_name"])
-    table = load_table("peta", tmp_path / "dataset_zs_run0.pkl", "test", partition=2)
+    table = load_split("peta", tmp_path / "dataset_zs_run0.pkl", "test", partition=2)
     assert table.names == ["00003.png", "00004.png"] and table.attributes == PETA[::-1]
     assert (table.labels == (label[2:4, 34::-1] == 1)).all()
     content["partition"] = {"train": np.arange(5), "test": np.arange(5, 9)}
     write_pickle(tmp_path / "dataset_zs_run0.pkl", content)
-    assert len(load_table("peta", tmp_path / "dataset_zs_run0.pkl", "trainval").names) == 5
+    assert len(load_split("peta", tmp_path / "dataset_zs_run0.pkl", "trainval").names) == 5
     with pytest.raises(ValueError, match="--partition 2, expected 1 to 1"):
-        load_table("peta", tmp_path / "dataset_zs_run0.pkl", "test", partition=2)
+        load_split("peta", tmp_path / "dataset_zs_run0.pkl", "test", partition=2)
 
 
 class Call:
@@ -253,7 +253,7 @@ def test_a_pickle_of_anything_else_is_refused_and_nothing_is_executed(tmp_path, 
     for protocol in (0, 2, 5):
         (tmp_path / "dataset_all.pkl").write_bytes(pickle.dumps(bad(tmp_path / "marker"), protocol))
         with pytest.raises(ValueError, match=named) as error:
-            load_table("upar", tmp_path, "test")
+            load_split("upar", tmp_path, "test")
         assert "dataset_all.pkl" in str(error.value) and "\n" not in str(error.value)
         assert not (tmp_path / "marker").exists()
 
@@ -264,7 +264,7 @@ def test_a_pickle_cut_anywhere_is_one_line(tmp_path):
     for end in range(0, len(whole) - 1, 97):
         (tmp_path / "dataset_all.pkl").write_bytes(whole[:end])
         with pytest.raises(ValueError, match="dataset_all.pkl") as error:
-            load_table("upar", tmp_path, "test")
+            load_split("upar", tmp_path, "test")
         assert "\n" not in str(error.value)
 
 
@@ -315,7 +315,7 @@ def test_pcs_layouts(tmp_path, layout):
     frequent = [n for n in sorted(CLASSES) if sum(CLASSES.index(n) in found for found in boxes) >= 50 and n not in ("null", "hair", "skin")]
     expected = list(data.PCS_TABLE_10) + [n.capitalize() for n in frequent if n.capitalize() not in data.PCS_TABLE_10]
     for split, rows in (("train", [i for i in range(60) if i % 5 != 4]), ("test", list(range(4, 60, 5))), ("all", list(range(60)))):
-        table = load_table("pcs", tmp_path, split)
+        table = load_split("pcs", tmp_path, split)
         assert sorted(table.attributes) == sorted(expected) and table.names == [names[i] for i in rows]
         for row, i in enumerate(rows):
             for j, attribute in enumerate(table.attributes):
@@ -328,9 +328,9 @@ def test_pcs_takes_further_classes_from_fifty_photos_on(tmp_path):
     mask = np.full((6, 4), CLASSES.index("shoes"), np.uint8)
     mask[0] = CLASSES.index("skin")
     write_pcs(tmp_path, "kaggle", [mask] * 49)
-    assert load_table("pcs", tmp_path, "train").attributes == list(data.PCS_TABLE_10)
+    assert load_split("pcs", tmp_path, "train").attributes == list(data.PCS_TABLE_10)
     write_pcs(tmp_path, "kaggle", [mask] * 50)
-    table = load_table("pcs", tmp_path, "train")
+    table = load_split("pcs", tmp_path, "train")
     assert table.attributes == [*data.PCS_TABLE_10, "Shoes"] and table.groups[-1] == "bottom"
     assert not table.labels[:, :9].any() and table.labels[:, 9].all()
     assert table.groups[:9] == ["head", "bottom", "head", "bottom", "bottom", "all", "bottom", "head", "torso"]
@@ -343,14 +343,14 @@ def test_a_photo_turned_by_its_camera_has_its_masks_size(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # stored lying, shown standing
     Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(tmp_path / "photos" / "0001.jpg", exif=exif)
-    table = load_table("pcs", tmp_path, "train")
+    table = load_split("pcs", tmp_path, "train")
     assert data.read_image(table.images[0]).shape == (3, 30, 20)
 
 
 @pytest.mark.skipif(not (REAL / "pcs").is_dir(), reason="needs the real photos beside the project")
 def test_real_pcs_photos():
     loadmat = pytest.importorskip("scipy.io", reason="reading .mat files needs scipy").loadmat
-    table = load_table("pcs", REAL / "pcs", "test", keypoints=REAL / "pcs" / "keypoints.npz")
+    table = load_split("pcs", REAL / "pcs", "test", keypoints=REAL / "pcs" / "keypoints.npz")
     classes = [cell[0] for cell in loadmat(REAL / "pcs/label_list.mat")["label_list"][0]]
     assert len(table.names) == 120 and len(table.attributes) == 23
     for i in range(0, 120, 12):
@@ -376,11 +376,11 @@ def write_csv(folder, header="path,Hat,boots", rows=("a.png,1,0", "b.png,0,1"), 
 @pytest.mark.parametrize("place", ["", "data"])
 def test_csv_layout(tmp_path, place):
     write_csv(tmp_path, place=place)
-    table = load_table("csv", tmp_path, "test")
+    table = load_split("csv", tmp_path, "test")
     assert table.attributes == ["Hat", "boots"] and table.groups == ["head", "bottom"] and table.images[1] == tmp_path / place / "b.png"
-    assert table.labels.tolist() == [[1, 0], [0, 1]] and load_table("csv", tmp_path, "all").labels.shape == (6, 2)
+    assert table.labels.tolist() == [[1, 0], [0, 1]] and load_split("csv", tmp_path, "all").labels.shape == (6, 2)
     write_csv(tmp_path, "image,Umbrella", ("a.png,1", "b.png,0"), '{"Umbrella": "all"}', place)
-    assert load_table("csv", tmp_path, "train").groups == ["all"]
+    assert load_split("csv", tmp_path, "train").groups == ["all"]
 
 
 @pytest.mark.parametrize("change, message", [
@@ -398,7 +398,7 @@ def test_csv_layout(tmp_path, place):
 def test_csv_with_mistakes(tmp_path, change, message):
     write_csv(tmp_path, **change)
     with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
-        load_table("csv", tmp_path, "train")
+        load_split("csv", tmp_path, "train")
     assert "\n" not in str(error.value)
 
 
@@ -406,10 +406,10 @@ def test_csv_splits_must_agree(tmp_path):
     write_csv(tmp_path)
     (tmp_path / "val.csv").write_text("path,boots,Hat\na.png,1,0\n")
     with pytest.raises(ValueError, match="val.csv: its attributes are not those of train.csv"):
-        load_table("csv", tmp_path, "trainval")
+        load_split("csv", tmp_path, "trainval")
     (tmp_path / "val.csv").unlink()
     with pytest.raises(FileNotFoundError, match="val.csv: no such file"):
-        load_table("csv", tmp_path, "val")
+        load_split("csv", tmp_path, "val")
 
 
 # ---- errors, as a user sees them ----
@@ -521,7 +521,7 @@ NAMES = {"pa100k": list(data.PA100K_GROUPS), "rap1": RAP1, "peta": PETA, "upar":
 
 def empty_table(dataset, count=1):
     labels = np.zeros((count, len(NAMES[dataset])), np.float32)
-    return data.Table(dataset, NAMES[dataset], ["all"] * len(NAMES[dataset]), ["x"] * count, ["x"] * count, labels)
+    return data.Split(dataset, NAMES[dataset], ["all"] * len(NAMES[dataset]), ["x"] * count, ["x"] * count, labels)
 
 
 def test_tab07_to_tab10_shared_attributes():
@@ -557,7 +557,7 @@ def test_shared_attributes_join_labels_boxes_and_logits():
     assert columns[k] == [RAP1.index("hs-Glasses")]
     _, columns = shared_attributes("upar", UPAR, "rap1", empty_table("rap1"))
     logits = torch.from_numpy(random.normal(size=(5, 40)))
-    joined = data.join_columns(logits, columns)
+    joined = data.max_over_outputs(logits, columns)
     (k,) = [k for k, own in enumerate(columns) if len(own) == 2]
     assert columns[k] == [UPAR.index("Accessory-Glasses-Normal"), UPAR.index("Accessory-Glasses-Sun")]
     for i in range(5):
@@ -595,7 +595,7 @@ def test_tab07_cross_dataset_evaluation(trained, tmp_path):
     # Against a prediction of the same images by hand.
     from evaluate import load_model
     model, config = load_model(trained)
-    table = load_table("rap1", tmp_path, "all")
+    table = load_split("rap1", tmp_path, "all")
     images = torch.stack([data.Pedestrians(table, config["size"])[i][0] for i in range(10)])
     with torch.inference_mode():
         predicted = model(images) > 0

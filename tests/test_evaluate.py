@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from data import PA100K_GROUPS
-from evaluate import METRICS, build_model, compare, group_means, load_model, main, metrics, profile, report
+import benchmark
+from evaluate import FORMAT, METRICS, build_model, compare, group_means, load_model, main, metrics, report
 from test_data import table_of
 
 
@@ -71,21 +72,22 @@ def test_a_logit_of_zero_is_a_negative():
 def test_tab03_profile_counts_multiply_adds():
     """Against a count by hooks on every layer: each output number of a layer costs the numbers it is made from."""
     models = {("none", "resnet18"): (1, 2, 3), ("R", "resnet18"): (1, 2, 3)}
-    rows, lines = profile("cpu", models, batches=(1, 2), size=(64, 32), rounds=1)
+    rows = benchmark.profile("cpu", models, batches=(1, 2), size=(64, 32), rounds=1)
     for row in rows:
         config = dict(ple=row["ple"], groups=list(PA100K_GROUPS.values()), backbone="resnet18", afss="group", M=3, ratio=0.75, offsets=True, prior=True, channels=256)
         model, counted = build_model(config).eval(), []
+        if row["ple"] == "R":
+            model.afss.scales = [benchmark.PAPER_SCALES[group] for group in config["groups"]]
         for layer in model.modules():
             if isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear)):
                 layer.register_forward_hook(lambda layer, _, out: counted.append(out.numel() * layer.weight[0].numel()))
-        scales = {0, 1, 2} if row["ple"] == "R" else None
         for H, W in ((64, 32), (256, 128)):
             counted.clear()
             with torch.inference_mode():
-                maps = model.features(torch.zeros(1, 3, H, W), scales) if scales else model.features(torch.zeros(1, 3, H, W))
-                model.classify(maps)
+                model(torch.zeros(1, 3, H, W))
             assert row[f"gflops_{H}x{W}"] == pytest.approx(sum(counted) / 1e9, rel=1e-6)
         assert row["params"] * 1e6 == pytest.approx(sum(p.numel() for p in model.parameters())) and row["images_per_second_2"] > 0
+    lines = benchmark.profile_lines(rows)
     assert len(lines) == 3 and lines[1].startswith("baseline resnet18")
 
 
@@ -142,6 +144,22 @@ def test_group_means_skip_undefined_attributes():
     assert means == {"head": 1.0, "all": 4.0}
 
 
+CONFIG = {
+    "ple": "none",
+    "dataset": "synthetic",
+    "backbone": "resnet18",
+    "afss": "group",
+    "M": 3,
+    "ratio": 0.75,
+    "offsets": True,
+    "prior": True,
+    "channels": 8,
+    "size": [64, 48],
+    "attributes": ["Hat"],
+    "groups": ["head"],
+}
+
+
 class Malicious:
     def __reduce__(self):
         return (print, ("executed",))
@@ -151,9 +169,13 @@ class Malicious:
     (None, "no such checkpoint"),
     (b"not a checkpoint", "not a readable checkpoint"),
     ({"weights": 1}, "not a checkpoint of train.py"),
+    ({"config": {"ple": "S"}, "ema": {"afss.selection": torch.zeros(1)}}, "another version of this code"),
     ({"config": Malicious(), "ema": {}}, "not a readable checkpoint"),
-    ({"config": {"ple": "S"}, "ema": {}}, "its config has no 'groups'"),
-    ({"config": {"ple": "none", "groups": ["head"], "backbone": "resnet18"}, "ema": {}}, "Missing key"),
+    ({"format": FORMAT, "config": {"ple": "S"}, "ema": {}}, "its config has no 'dataset'"),
+    ({"format": FORMAT, "config": CONFIG, "ema": {}}, "Missing key"),
+    ({"format": FORMAT, "config": {**CONFIG, "size": [10**6, 10**6]}, "ema": {}}, "expected 1 to 4096"),
+    ({"format": FORMAT, "config": {**CONFIG, "afss": 3}, "ema": {}}, "its config has no 'afss'"),
+    ({"format": FORMAT, "config": [], "ema": {}}, "its config has no 'ple'"),
 ])
 def test_unusable_checkpoints_are_named_and_nothing_is_executed(tmp_path, capsys, content, message):
     file = tmp_path / "c.pt"

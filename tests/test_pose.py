@@ -83,10 +83,10 @@ def test_square_and_back_is_exact():
 
 
 @pytest.mark.parametrize("spoil, message", [
-    (lambda s: s.pop("head.mlp_head_x.bias"), r"head.mlp_head_x.bias is nothing, expected \[512\]"),
-    (lambda s: s.update({"head.final_layer.weight": torch.zeros(17, 2048, 1, 1)}), r"head.final_layer.weight is \[17, 2048, 1, 1\], expected \[16, 2048, 1, 1\]"),
-    (lambda s: s.update({"head.more": torch.zeros(2)}), r"head.more is \[2\], expected nothing"),
-    (lambda s: s.pop("backbone.layer4.2.conv3.weight"), "backbone.layer4.2.conv3.weight is nothing"),
+    (lambda s: s.pop("head.mlp_head_x.bias"), "head.mlp_head_x.bias is missing"),
+    (lambda s: s.update({"head.final_layer.weight": torch.zeros(17, 2048, 1, 1)}), r"head.final_layer.weight: .*\[17, 2048, 1, 1\].*\[16, 2048, 1, 1\]"),
+    (lambda s: s.update({"head.more": torch.zeros(2)}), "head.more is missing or unexpected"),
+    (lambda s: s.pop("backbone.layer4.2.conv3.weight"), "backbone.layer4.2.conv3.weight is missing"),
 ])
 def test_a_state_dict_that_differs_says_where(simcc, tmp_path, spoil, message):
     state = dict(simcc.state_dict())

@@ -24,7 +24,7 @@ from torch.testing import assert_close
 import data
 import evaluate
 import train
-from data import PA100K_GROUPS, Pedestrians, Table, read_image
+from data import PA100K_GROUPS, Pedestrians, Split, read_image
 from test_data import write_pa100k
 from test_datasets import REAL, Call, random_masks, random_pictures, upar_content, write_pcs, write_peta, write_pickle, write_rap1
 from test_train import TINY, assert_same, command, tiny
@@ -41,13 +41,30 @@ def run_training(arguments, environment=(), comparable=False):
     gradient's sign, however small it is, and so makes much of roundings.
     """
     os.environ.update(environment)
+    train.RANK, train.WORLD_SIZE = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background jobs ignore the first
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     torch.set_num_threads(1)
     sys.stdout = sys.stderr = open(os.devnull, "w")
     if comparable:
         torch.optim.Adam = functools.partial(torch.optim.Adam, eps=0.1)
         torch.nn.BatchNorm2d.train = lambda self, mode=True: torch.nn.Module.train(self, False)
+        record_first_gradients(Path(arguments[arguments.index("--out") + 1]) / f"gradients-{train.RANK}.pt")
     sys.argv = ["train.py"]
     data.command(lambda: train.main(arguments))
+
+
+def record_first_gradients(file):
+    """Saves the gradients with which the first step is made."""
+    clip = torch.nn.utils.clip_grad_norm_
+
+    def record(parameters, norm):
+        parameters = list(parameters)
+        if not file.exists():
+            torch.save([p.grad for p in parameters], file)
+        return clip(parameters, norm)
+
+    torch.nn.utils.clip_grad_norm_ = record
 
 
 def children_train(count, arguments, **options):
@@ -70,7 +87,7 @@ def children_train(count, arguments, **options):
 
 @pytest.mark.parametrize("more", [["--ple", "S", "--freeze", "2"], ["--ple", "K", "--schedule", "plateau", "--afss", "attribute"]])
 def test_two_ranks_learn_what_one_does(tmp_path, more):
-    """With batch norm's statistics frozen: the same losses, choices of AFSS, validation metrics and weights."""
+    """With batch norm's statistics frozen: the same gradients, and so (roundings grow) the same training."""
     for count in (1, 2):
         children_train(count, [*TINY, *more, "--out", str(tmp_path / str(count))], comparable=True)
     one, two = (list(csv.DictReader(open(tmp_path / str(count) / "log.csv"))) for count in (1, 2))
@@ -79,13 +96,17 @@ def test_two_ranks_learn_what_one_does(tmp_path, more):
             if key.startswith("scale"):
                 assert a[key] == b[key]
             elif key in ("loss", "lr"):
-                assert float(a[key]) == pytest.approx(float(b[key]), rel=1e-5), key
+                assert float(a[key]) == pytest.approx(float(b[key]), rel=1e-3), key
             elif key not in ("epoch", "seconds", "offset_px") and a[key]:  # shares: a logit near 0 may fall to either side
                 assert float(a[key]) == pytest.approx(float(b[key]), abs=1), key
     one, two = (torch.load(tmp_path / str(count) / "last.pt", weights_only=True) for count in (1, 2))
     for name, value in one["model"].items():
-        if value.is_floating_point() and "offset_length" not in name:
-            assert_close(two["model"][name], value, atol=1e-5, rtol=1e-3)
+        if isinstance(value, torch.Tensor) and value.is_floating_point():
+            assert_close(two["model"][name], value, atol=1e-3, rtol=1e-2)
+    alone, *shared = (torch.load(file) for file in (tmp_path / "1/gradients-0.pt", tmp_path / "2/gradients-0.pt", tmp_path / "2/gradients-1.pt"))
+    for gradients in shared:
+        for mine, theirs in zip(alone, gradients, strict=True):
+            assert_close(theirs, mine, atol=1e-4 * mine.abs().max().item(), rtol=1e-4)
 
 
 def test_each_image_is_validated_once_and_shares_make_up_the_batch(tmp_path):
@@ -206,7 +227,7 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path, number, code):
     assert process.returncode == code and "Traceback" not in error
     last = error.strip().splitlines()[-1]
     epoch = torch.load(tmp_path / "run" / "last.pt", weights_only=True)["epoch"]
-    assert last == f"interrupted: epoch {epoch} of 50 is in {tmp_path / 'run' / 'last.pt'}, the same command with --resume goes on"
+    assert last == f"interrupted: epoch {epoch} of 50 is in {tmp_path / 'run' / 'last.pt'}, add --resume to continue"
 
 
 def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path):
@@ -234,7 +255,7 @@ class Deadly(Pedestrians):
 def test_a_worker_that_dies_is_an_error_and_no_hang(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "Pedestrians", Deadly)
     done = command("train.py", *TINY, "--ple", "R", "--workers", 1, "--out", tmp_path / "run")
-    assert done.returncode == 2 and "a process that loads images died" in done.stderr and "--resume goes on" in done.stderr
+    assert done.returncode == 2 and "a process that loads images died" in done.stderr and "add --resume to continue" in done.stderr
     assert torch.load(tmp_path / "run" / "last.pt", weights_only=True)["epoch"] == 0
 
 
@@ -245,7 +266,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_its_step(tmp_path, mo
     real, steps = train.HierarchicalLoss.forward, []
 
     def spoilt(self, logits, labels):
-        steps.append(1)
+        steps.extend([1] * logits.requires_grad)  # not in validation
         loss = real(self, logits, labels)
         return loss * float("nan") if len(steps) == 5 else loss
 
@@ -254,20 +275,20 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_its_step(tmp_path, mo
     batches = data.loader(data.synthetic("train", count=24, size=(64, 48)), (64, 48), 8, train=True)
     data.start_epoch(batches, 1)
     rows = [index.tolist() for *_, index in batches][1]
-    names = " ".join(batches.dataset.table.names[i] for i in rows)
+    names = " ".join(batches.dataset.split.names[i] for i in rows)
     assert done.returncode == 2 and "epoch 2, step 2: the loss is nan, expected a finite number (learning rate " in done.stderr
-    assert f"images {names}); epoch 1 of 3 is in {tmp_path / 'run' / 'last.pt'}, the same command with --resume goes on" in done.stderr
+    assert f"images {names}); epoch 1 of 3 is in {tmp_path / 'run' / 'last.pt'}, add --resume to continue" in done.stderr
     state = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
-    assert state["epoch"] == 1 and all(value.isfinite().all() for value in state["model"].values())
+    assert state["epoch"] == 1 and all(value.isfinite().all() for value in state["model"].values() if isinstance(value, torch.Tensor))
 
 
 def test_losses_are_looked_at_every_few_steps_on_a_gpu():
-    """`check_losses` finds the first bad one among several."""
-    table = data.Table("t", ["Hat"], ["head"], list("abcdef"), list("abcdef"), np.zeros((6, 1), np.float32))
+    """`read_losses` finds the first bad one among several."""
+    table = data.Split("t", ["Hat"], ["head"], list("abcdef"), list("abcdef"), np.zeros((6, 1), np.float32))
     seen = [(torch.tensor(v), step, 0.1 * step, torch.tensor([2 * (step - 7), 2 * (step - 7) + 1])) for step, v in ((7, 1.0), (8, float("inf")), (9, float("nan")))]
-    train.check_losses(seen[:1], 4, table)
+    train.read_losses(seen[:1], 4, table)
     with pytest.raises(ValueError, match=r"epoch 5, step 9: the loss is inf, expected a finite number \(learning rate 0.8, images c d\)"):
-        train.check_losses(seen, 4, table)
+        train.read_losses(seen, 4, table)
 
 
 def test_an_attribute_that_is_on_everybody_or_nobody_trains_and_is_reported(tmp_path):
@@ -281,7 +302,7 @@ def test_an_attribute_that_is_on_everybody_or_nobody_trains_and_is_reported(tmp_
     done = command("evaluate.py", tmp_path / "run" / "best.pt")
     assert done.returncode == 0 and done.stdout.count("undefined") >= 3, done.stderr
     state = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
-    assert all(value.isfinite().all() for value in state["model"].values())
+    assert all(value.isfinite().all() for value in state["model"].values() if isinstance(value, torch.Tensor))
 
 
 # ---- hostile and broken files ----
@@ -326,7 +347,7 @@ def test_every_kind_of_picture_reads_or_is_refused_by_name(tmp_path):
             assert image.shape == (3, 6, 4) and (image[:, 2, 1].int() - torch.tensor(colour)).abs().max() <= 2, name
     assert read_image(tmp_path / "one.png").flatten().tolist() == [9, 8, 7]
     labels = np.zeros((len(good), 26), np.float32)
-    table = Table("kinds", list(PA100K_GROUPS), list(PA100K_GROUPS.values()), list(good), [tmp_path / name for name in good], labels)
+    table = Split("kinds", list(PA100K_GROUPS), list(PA100K_GROUPS.values()), list(good), [tmp_path / name for name in good], labels)
     assert sum(len(images) for images, *_ in data.loader(table, (64, 48), 4, train=True)) == len(good) // 4 * 4
     for name in bad:
         with pytest.raises(ValueError, match=f"{name}: not a readable image") as error:
@@ -352,7 +373,7 @@ def test_an_unreadable_picture_in_training_is_one_line(tmp_path):
 def test_an_annotation_cut_anywhere_is_one_line(tmp_path, write, file, load):
     write(tmp_path)
     size = (tmp_path / file).stat().st_size
-    refuses_when_cut(tmp_path / file, lambda: data.load_table(load[0], tmp_path, load[1]), 1024 if size > 8192 else max(1, size // 12))
+    refuses_when_cut(tmp_path / file, lambda: data.load_split(load[0], tmp_path, load[1]), 1024 if size > 8192 else max(1, size // 12))
 
 
 def refuses_when_cut(file, read, step):
@@ -439,5 +460,5 @@ def test_a_checkpoint_cut_anywhere_or_with_code_is_refused_and_nothing_runs(chec
         done = command("evaluate.py", tmp_path / name)
         assert done.returncode == 2 and done.stderr.count("\n") == 1 and name in done.stderr
     done = command("train.py", "--weights", tmp_path / "plain.pt", *TINY, "--out", tmp_path / "run")
-    assert done.returncode == 2 and "plain.pt: not a readable state dict" in done.stderr
+    assert done.returncode == 2 and "plain.pt: expected a state dict" in done.stderr
     assert not (tmp_path / "marker").exists()

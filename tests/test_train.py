@@ -1,6 +1,8 @@
 """Training, resume and every command end to end, on a tiny drawn set."""
 
+import copy
 import csv
+import functools
 import io
 import json
 import subprocess
@@ -20,7 +22,9 @@ import evaluate
 import localize
 import train
 from data import synthetic
+from conftest import random_model
 from evaluate import read_checkpoint
+from sspnet import Baseline
 from test_data import write_pa100k
 
 ROOT = Path(__file__).parents[1]
@@ -69,16 +73,16 @@ class Died(Exception):
                                   ["--ple", "K", "--afss", "attribute", "--amp", "bf16", "--freeze", "2"]])
 def test_resume_is_bit_equal_to_an_uninterrupted_run(tmp_path, monkeypatch, more):
     whole = tiny(tmp_path / "whole", *more)
-    real, calls = train.train_epoch, []
+    real, calls = train.train_one_epoch, []
 
-    def dies_in_the_third(run, *rest):
+    def dies_in_the_third(*arguments):
         calls.append(1)
-        loss = real(run, *rest)
+        loss = real(*arguments)
         if len(calls) == 3:
             raise Died
         return loss
 
-    monkeypatch.setattr(train, "train_epoch", dies_in_the_third)
+    monkeypatch.setattr(train, "train_one_epoch", dies_in_the_third)
     with pytest.raises(Died):
         tiny(tmp_path / "cut", *more)
     monkeypatch.undo()
@@ -109,8 +113,21 @@ def test_log_has_a_row_per_epoch_with_metrics_and_choices(tmp_path):
                 assert measured[scale] == max(measured.values())
         else:
             assert row["head_P1"] == "" and chosen == {g: rows[1][f"scale_{g}"] for g in chosen}
-    selection = state["model"]["afss.selection"]
-    assert torch.equal(selection, state["ema"]["afss.selection"])
+    scales = state["model"]["afss._extra_state"]
+    assert scales == state["ema"]["afss._extra_state"]
+    head = data.PA100K_GROUPS["Hat"] == "head" and list(data.PA100K_GROUPS).index("Hat")
+    assert rows[-1]["scale_head"] == f"P{scales[head] + 1}"
+
+
+def test_compile_trains_like_eager(tmp_path, monkeypatch):
+    """`--compile` with AFSS selecting, then frozen; the eager backend needs no compiler."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    arguments = ["--ple", "S", "--epochs", "2", "--freeze", "1"]
+    plain = tiny(tmp_path / "plain", *arguments)
+    compiled = tiny(tmp_path / "compiled", *arguments, "--compile")
+    for name in ("loss", "offset_px", "val_mA"):
+        for a, b in zip(plain["rows"], compiled["rows"]):
+            assert a[name] == pytest.approx(b[name], rel=1e-4), name
 
 
 def test_best_is_the_epoch_with_the_highest_validation_mA(tmp_path):
@@ -120,36 +137,35 @@ def test_best_is_the_epoch_with_the_highest_validation_mA(tmp_path):
     assert read_checkpoint(tmp_path / "run" / "best.pt")["epoch"] == int(best["epoch"])
 
 
-def test_ema_follows_its_definition(tmp_path):
-    run = train.Training(train.parse_arguments([*TINY, "--ple", "none"]), dict(ple="none", groups=["head"], backbone="resnet18"),
-                         torch.tensor([0.5]), 3)
-    weight, statistic = run.model.head.weight, run.model.backbone.stages[0][0][1].running_mean
-    expected = [weight.detach().clone(), statistic.clone()]
+def test_ema_follows_its_definition():
+    """decay = min(0.9998, (1 + steps) / (10 + steps)) for weights and batch-norm statistics."""
+    torch.manual_seed(0)
+    model = Baseline(["head"], "resnet18")
+    ema = copy.deepcopy(model)
+    weight, batch_norm = model.head.weight, model.backbone.stages[0][0][1]
+    expected = [weight.detach().clone(), batch_norm.running_mean.clone()]
     for step in range(1, 20):
         with torch.no_grad():
             weight += 0.1
-            statistic += 0.2
-        run.steps = step
-        run.ema.update_parameters(run.model)
-        if step == 1:  # AveragedModel copies the first model it sees
-            expected = [weight.detach().clone(), statistic.clone()]
-            continue
+            batch_norm.running_mean += 0.2
+            batch_norm.num_batches_tracked += 1
+        train.update_ema(ema, model, step)
         decay = min(0.9998, (1 + step) / (10 + step))
-        expected = [decay * e + (1 - decay) * v.detach() for e, v in zip(expected, (weight, statistic))]
-    averaged = run.ema.module
-    torch.testing.assert_close(averaged.head.weight.detach(), expected[0])
-    torch.testing.assert_close(averaged.backbone.stages[0][0][1].running_mean, expected[1])
+        new = weight.detach(), batch_norm.running_mean
+        expected = [decay * e + (1 - decay) * v for e, v in zip(expected, new)]
+    torch.testing.assert_close(ema.head.weight.detach(), expected[0])
+    torch.testing.assert_close(ema.backbone.stages[0][0][1].running_mean, expected[1])
+    assert ema.backbone.stages[0][0][1].num_batches_tracked == 19
 
 
 def test_the_offset_predictor_learns_at_a_tenth_of_the_rate():
-    args = train.parse_arguments([*TINY, "--schedule", "plateau", "--lr", "0.01"])
-    config = dict(ple="S", groups=["head"], backbone="resnet18", afss="group", M=3, ratio=0.75, offsets=True, prior=True, channels=8)
-    run = train.Training(args, config, torch.tensor([0.5]), 3)
-    rate = {id(p): group["lr"] for group in run.optimizer.param_groups for p in group["params"]}
-    assert rate[id(run.model.ple.sample.offsets.weight)] == pytest.approx(0.001)
-    assert rate[id(run.model.ple.sample.offset_weights.bias)] == pytest.approx(0.001)
-    assert rate[id(run.model.ple.sample.A.weight)] == pytest.approx(0.01)
-    assert len(rate) == len(list(run.model.parameters()))
+    model = random_model("S")
+    groups = train.parameter_groups(model, 0.01)
+    rate = {id(p): group["lr"] for group in groups for p in group["params"]}
+    assert rate[id(model.ple.sample.predict.weight)] == pytest.approx(0.001)
+    assert rate[id(model.ple.sample.predict.bias)] == pytest.approx(0.001)
+    assert rate[id(model.ple.sample.A.weight)] == pytest.approx(0.01)
+    assert len(rate) == len(list(model.parameters()))
 
 
 def test_a_failed_save_leaves_the_old_checkpoint(tmp_path, monkeypatch):
@@ -211,8 +227,8 @@ def test_localize_plain_pictures(trained, tmp_path):
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert len(lines) == 4 and all("Hat 0." in line and "boots 0." in line for line in lines[:3])
-    assert sorted(f.name for f in (tmp_path / "p").iterdir()) == ["0-0.png", "1.png", "2-0.png"]
-    done = command("localize.py", trained["S"], "--panels", 0, tmp_path / "1.png", tmp_path / "0.png")  # options first
+    assert sorted(f.name for f in (tmp_path / "p").iterdir()) == ["0.png", "1.png", "2-0.png"]
+    done = command("localize.py", "--panels", 0, trained["S"], tmp_path / "1.png", tmp_path / "0.png")  # options first
     assert done.returncode == 0 and len(done.stdout.splitlines()) == 2, done.stderr
     done = command("localize.py", trained["K"], tmp_path / "0.png")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "PLE-K needs keypoints" in done.stderr
@@ -272,7 +288,7 @@ def test_nothing_already_written_is_lost(trained, tmp_path):
     folder = trained["S"].parent
     before = {f.name: f.read_bytes() for f in folder.iterdir() if f.is_file()}
     again = command("train.py", *TINY, "--epochs", 1, "--out", folder)
-    assert again.returncode == 2 and "give --resume to go on with it, or another --out" in again.stderr
+    assert again.returncode == 2 and "give --resume to continue it, or another --out" in again.stderr
     other = command("train.py", *TINY, "--epochs", 1, "--ple", "R", "--out", folder, "--resume")
     assert other.returncode == 2 and "was trained with ple S, not R" in other.stderr
     assert {f.name: f.read_bytes() for f in folder.iterdir() if f.is_file()} == before

@@ -1,0 +1,796 @@
+"""The parts of sspnet.py and how they are wired: a whole model against a slow reference."""
+
+import ast
+import math
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import PA100K, random_model
+from test_equations import TAB_A11, offset_sampling_at, randomized, value_at
+from torch.testing import assert_close
+from torchvision.models import get_model, resnet18
+
+import sspnet
+from localize import response_maps, to_image
+from sspnet import (
+    AFSS,
+    FPN,
+    GROUPS,
+    KEYPOINT_GROUPS,
+    PLE_K,
+    PLE_R,
+    PLE_S,
+    Backbone,
+    Baseline,
+    OffsetSampling,
+    SSPNet,
+    bilinear_sample,
+    image_to_map,
+    label_counts,
+    prior_region,
+    upsample,
+)
+
+
+def parameters(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+# ---- Sampling
+
+
+def test_bilinear_sample_is_the_pixel_at_its_centre_and_zero_far_away():
+    x = torch.arange(12.0).reshape(1, 1, 3, 4)
+    far = torch.inf
+    points = torch.tensor([[0.0, 0], [3, 2], [1, 2], [-1, 0], [4, 1], [1e6, -1e6], [far, far]])
+    found = bilinear_sample(x, points[None])[0, :-1, 0]
+    assert_close(found, torch.tensor([0.0, 11, 9, 0, 0, 0]))
+
+
+def test_bilinear_sample_agrees_with_grid_sample():
+    torch.manual_seed(1)
+    x, points = torch.randn(2, 8, 16, 12), torch.rand(2, 30, 2) * 20 - 4
+    grid = (2 * points + 1) / torch.tensor([12.0, 16.0]) - 1
+    expected = F.grid_sample(x, grid[:, :, None], align_corners=False)[..., 0].transpose(1, 2)
+    assert_close(bilinear_sample(x, points), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_bilinear_sample_has_the_gradients_of_its_inputs():
+    torch.manual_seed(2)
+    x = torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
+    points = (torch.rand(2, 4, 2, 2, dtype=torch.float64) * 7 - 1.5).requires_grad_()
+    weights = torch.rand(2, 4, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(bilinear_sample, (x, points, weights))
+
+
+def test_bilinear_sample_is_float32_under_autocast():
+    x, points = torch.randn(1, 4, 5, 5, dtype=torch.bfloat16), torch.full((1, 1, 2), 1.5)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = bilinear_sample(x, points)
+    assert found.dtype == torch.float32
+    assert_close(found[0, 0], x[0, :, 1:3, 1:3].float().mean((1, 2)))
+
+
+def test_offset_sampling_has_the_gradients_of_its_inputs():
+    module = randomized(OffsetSampling(3, 2))
+    x = torch.randn(1, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+    points = (torch.rand(1, 5, 2, dtype=torch.float64) * 3).requires_grad_()
+    assert torch.autograd.gradcheck(module, (x, points))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("M", [1, 3, 5])
+def test_offset_points_start_evenly_around_the_prior_point_with_equal_weights(M):
+    module = OffsetSampling(4, M)
+    predicted = module.predict(torch.randn(4))
+    offsets, weights = predicted[: 2 * M].reshape(M, 2), predicted[2 * M :].softmax(0)
+    assert_close(offsets.mean(0), torch.zeros(2), atol=1e-6, rtol=0)
+    assert_close(offsets.norm(dim=1), torch.full((M,), 0.5 if M > 1 else 0.0))
+    assert_close(weights, torch.full((M,), 1 / M))
+    assert_close(module.A.weight, torch.eye(4))
+
+
+def test_offset_points_part_in_training():
+    """Started at one place with equal weights, M points would get equal gradients for ever."""
+    torch.manual_seed(10)
+    module = OffsetSampling(4, 3)
+    x, points = torch.randn(4, 4, 8, 8), torch.rand(4, 10, 2) * 7
+    optimizer = torch.optim.Adam(module.parameters(), 1e-2)
+    for _ in range(20):
+        loss = (module(x, points) - 1).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    moved = (module.predict.bias - OffsetSampling(4, 3).predict.bias).detach()[:6].reshape(3, 2)
+    assert torch.pdist(moved).min() > 1e-3
+
+
+# ---- Backbone
+
+
+@pytest.mark.parametrize("name, count", [("resnet50", 23_561_306), ("swin_s", 48_857_252)])
+def test_tab03_baseline_parameters(name, count):
+    assert parameters(Baseline(PA100K, name)) == count
+
+
+@pytest.mark.parametrize("ple, millions", [("S", 26.30), ("K", 26.27)])
+def test_tab03_sspnet_parameters_within_one_percent(ple, millions):
+    assert parameters(SSPNet(PA100K, ple, "resnet50")) / 1e6 == pytest.approx(millions, rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "swin_t"])
+def test_backbone_maps_have_strides_4_to_32(name):
+    backbone = Backbone(name).eval()
+    maps = backbone(torch.zeros(1, 3, 128, 96))
+    channels = zip(backbone.out_channels, (4, 8, 16, 32), strict=True)
+    expected = [(1, c, 128 // stride, 96 // stride) for c, stride in channels]
+    assert [tuple(m.shape) for m in maps] == expected
+
+
+@pytest.fixture
+def weights_file(tmp_path):
+    """A state dict of a ResNet18 without its classifier, and the network."""
+    torch.manual_seed(3)
+    net = resnet18()
+    state = {k: v for k, v in net.state_dict().items() if not k.startswith("fc.")}
+    torch.save(state, tmp_path / "w.pt")
+    return tmp_path / "w.pt", net
+
+
+def test_backbone_reads_a_weights_file(weights_file):
+    file, net = weights_file
+    backbone = Backbone("resnet18", file)
+    assert_close(backbone.stages[3][1].conv2.weight, net.layer4[1].conv2.weight)
+
+
+def test_weights_of_another_network_name_the_first_tensor_and_both_shapes(weights_file):
+    message = (
+        r"w\.pt: size mismatch for layer1.0.conv1.weight: .*\[64, 64, 3, 3\].*\[64, 64, 1, 1\]"
+    )
+    with pytest.raises(ValueError, match=message) as error:
+        Backbone("resnet50", weights_file[0])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "content", [b"not weights", 3, [1.0], {1: torch.zeros(1)}, {"conv1.weight": 3}, resnet18]
+)
+def test_files_that_are_no_state_dict_are_named_in_one_line(tmp_path, content):
+    file = tmp_path / "bad.pt"
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    else:
+        torch.save(content() if callable(content) else content, file)
+    with pytest.raises(ValueError, match="bad.pt: ") as error:
+        Backbone("resnet18", file)
+    assert "\n" not in str(error.value)
+    assert "weights_only" not in str(error.value)
+
+
+def test_a_missing_tensor_is_named(tmp_path):
+    state = resnet18().state_dict()
+    del state["layer2.0.conv1.weight"]
+    torch.save(state, tmp_path / "w.pt")
+    with pytest.raises(ValueError, match="layer2.0.conv1.weight is missing or unexpected"):
+        Backbone("resnet18", tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_resnets_map_pixels_look_at_image_pixel_stride_times_k(name):
+    """With equal positive weights the gradient of map pixel k is symmetric about where it looks."""
+    backbone = Backbone(name).double().eval()
+    for module in backbone.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.constant_(module.weight, 1 / module.weight[0].numel())
+    pool = backbone.stages[0][0][3]  # ties at equal inputs: the mean has the same window
+    backbone.stages[0][0][3] = torch.nn.AvgPool2d(pool.kernel_size, pool.stride, pool.padding)
+    images = torch.ones(1, 3, 640, 64, dtype=torch.float64, requires_grad=True)
+    rows = torch.arange(640.0, dtype=torch.float64)
+    for stride, C in zip((4, 8, 16, 32), backbone(images), strict=True):
+        k = 320 // stride
+        pixel = C[0, 0, k, C.shape[3] // 2]
+        (gradient,) = torch.autograd.grad(pixel, images, retain_graph=True)
+        weight = gradient[0].sum((0, 2))
+        assert (rows @ weight / weight.sum()).item() == pytest.approx(stride * k, abs=1e-6)
+
+
+class TinyBackbone(torch.nn.Module):
+    """Another codebase's backbone: four maps at strides 4 to 32."""
+
+    out_channels = [4, 5, 6, 7]
+
+    def __init__(self):
+        super().__init__()
+        widths = [3, *self.out_channels]
+        self.convs = torch.nn.ModuleList(
+            torch.nn.Conv2d(widths[i], widths[i + 1], 3, 2, 1) for i in range(4)
+        )
+
+    def forward(self, images):
+        maps, x = [], F.avg_pool2d(images, 2, ceil_mode=True)
+        for conv in self.convs:
+            x = conv(x).relu()
+            maps.append(x)
+        return maps
+
+
+@pytest.mark.parametrize("ple", ["R", "K", "S", "none"])
+def test_any_module_that_returns_four_maps_is_a_backbone(ple):
+    torch.manual_seed(4)
+    backbone = TinyBackbone()
+    if ple == "none":
+        model = Baseline(PA100K, backbone)
+    else:
+        model = SSPNet(PA100K, ple, backbone, channels=8)
+    images, keypoints = torch.randn(2, 3, 64, 48), torch.rand(2, 16, 2) * 48
+    assert model(images, keypoints).shape == ((1 if ple == "none" else 3), 2, 26)
+    assert model.eval()(images, keypoints).shape == (2, 26)
+    _, (response,) = response_maps(model, images, [7], keypoints)
+    assert response.shape == ((2, 2, 2) if ple == "none" else (2, 8, 6))
+
+
+def test_a_backbone_of_patches_says_so():
+    backbone = TinyBackbone()
+    assert not SSPNet(["head"], "R", backbone).fpn.patches
+    backbone.patches = True
+    assert SSPNet(["head"], "R", backbone).fpn.patches
+
+
+# ---- Pyramid
+
+
+@pytest.mark.parametrize("stride", [4, 8, 16])
+def test_image_to_map_sends_the_middle_of_what_a_pixel_covers_to_that_pixel(stride):
+    k = torch.arange(5.0).repeat(2, 1).T
+    assert_close(image_to_map(k * stride, stride, patches=False), k)
+    assert_close(image_to_map(k * stride + (stride - 1) / 2, stride, patches=True), k)
+
+
+def upsample_by_loops(x, H, W, factor, patches):
+    """Each pixel of the result sampled where it lies in x, whose edge pixels are held."""
+    B, C, h, w = x.shape
+    out = x.new_zeros(B, C, H, W)
+    for i in range(H):
+        for j in range(W):
+            y = (i + 0.5) / factor - 0.5 if patches else i / factor
+            z = (j + 0.5) / factor - 0.5 if patches else j / factor
+            y, z = min(max(y, 0), h - 1), min(max(z, 0), w - 1)
+            for b in range(B):
+                out[b, :, i, j] = value_at(x[b], z, y)
+    return out
+
+
+@pytest.mark.parametrize("patches", [True, False])
+@pytest.mark.parametrize("h, w, factor", [(3, 2, 2), (2, 3, 4), (1, 1, 8)])
+@pytest.mark.parametrize("more", [-1, 0, 1])
+def test_upsample_matches_loops(h, w, factor, patches, more):
+    """Also to sizes that are no multiple of the factor, on either side."""
+    torch.manual_seed(3)
+    x = torch.randn(1, 2, h, w, dtype=torch.float64)
+    H, W = h * factor + more, w * factor + more
+    expected = upsample_by_loops(x, H, W, factor, patches)
+    assert_close(upsample(x, (H, W), factor, patches), expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("patches", [True, False])
+def test_fpn_matches_its_definition(patches):
+    torch.manual_seed(4)
+    fpn = FPN([2, 3, 4, 5], channels=6, patches=patches).double()
+    sizes = zip((2, 3, 4, 5), (1, 2, 4, 8), strict=True)
+    C = [torch.randn(1, c, 16 // s, 8 // s, dtype=torch.float64) for c, s in sizes]
+    lateral = [conv(c) for conv, c in zip(fpn.laterals, C, strict=True)]
+    T3 = lateral[2] + upsample_by_loops(lateral[3], 4, 2, 2, patches)
+    T2 = lateral[1] + upsample_by_loops(T3, 8, 4, 2, patches)
+    T1 = lateral[0] + upsample_by_loops(T2, 16, 8, 2, patches)
+    for s, (found, top) in enumerate(zip(fpn(C), (T1, T2, T3), strict=True)):
+        assert_close(found, fpn.smooth[s](top))
+    only_P2 = fpn([None, *C[1:]], scales={1})  # which needs no C2
+    assert only_P2[0] is None
+    assert only_P2[2] is None
+    assert_close(only_P2[1], fpn.smooth[1](T2))
+
+
+@torch.no_grad()
+def test_fpn_passes_activations_through_at_about_unit_scale():
+    torch.manual_seed(5)
+    channels = (256, 512, 1024, 2048)
+    sizes = zip(channels, (1, 2, 4, 8), strict=True)
+    C = [torch.randn(2, c, 64 // s, 48 // s) for c, s in sizes]
+    for P in FPN(channels)(C):
+        assert 0.5 < P.std() < 2
+
+
+def test_prior_region_keeps_a_row_on_tiny_maps():
+    for group in GROUPS:
+        for height in range(1, 9):
+            top, bottom = prior_region(group, height)
+            assert 0 <= top < bottom <= height
+
+
+# ---- AFSS
+
+
+def test_eq14_counts_add_up_over_batches_and_keep_leading_dimensions():
+    torch.manual_seed(7)
+    logits, labels = torch.randn(3, 20, 5), (torch.rand(20, 5) < 0.5).float()
+    parts = sum(label_counts(logits[:, i : i + 5], labels[i : i + 5]) for i in range(0, 20, 5))
+    assert_close(parts, label_counts(logits, labels))
+    assert_close(parts[:, 1], label_counts(logits[1], labels))
+
+
+def test_afss_follows_the_better_scale_when_it_changes():
+    labels = torch.tensor([[1.0, 0], [0, 1], [1, 1], [0, 0]])
+    right, wrong = 2 * labels - 1, 1 - 2 * labels
+    afss = AFSS(["head", "all"])
+    afss.update(torch.stack([right, wrong, wrong]), labels)
+    afss.select()
+    assert afss.scales == [0, 0]
+    mixed = torch.stack([right[:, 0], wrong[:, 1]], 1)  # now P2 is good for head, P3 for all
+    afss.update(torch.stack([wrong, mixed, -mixed]), labels)
+    afss.select()
+    assert afss.scales == [1, 2]
+
+
+def test_afss_leaves_an_attribute_without_positives_out_of_its_groups_mean():
+    labels = torch.tensor([[1.0, 0], [0, 0]])  # nobody has the second attribute
+    right, wrong = 2 * labels - 1, 1 - 2 * labels
+    afss = AFSS(["head", "head"])
+    afss.update(torch.stack([wrong, wrong, right]), labels)
+    afss.select()
+    assert afss.scales == [2, 2]
+
+
+def test_afss_takes_the_finest_of_equal_scales():
+    labels = torch.tensor([[1.0], [0.0]])
+    afss = AFSS(["head"])
+    afss.update(torch.stack([1 - 2 * labels, 2 * labels - 1, 2 * labels - 1]), labels)
+    afss.select()
+    assert afss.scales == [1]
+
+
+def test_afss_keeps_its_choice_without_a_defined_mA():
+    afss = AFSS(["head", "all"])
+    afss.update(torch.randn(3, 4, 2), torch.ones(4, 2))
+    assert afss.select().isnan().all()
+    assert afss.scales == [1, 1]
+
+
+def test_afss_starts_each_epoch_at_zero():
+    afss = AFSS(["head"])
+    afss.update(torch.randn(3, 4, 1), torch.ones(4, 1))
+    afss.select()
+    assert afss.counts.sum() == 0
+
+
+def test_afss_choice_and_counts_travel_in_the_state_dict(tmp_path):
+    afss = AFSS(["head", "all"])
+    afss.update(torch.randn(3, 4, 2), torch.ones(4, 2))
+    afss.scales = [2, 0]
+    torch.save(afss.state_dict(), tmp_path / "afss.pt")
+    afss.scales[0] = 1  # the saved choice is a copy
+    other = AFSS(["head", "all"])
+    other.load_state_dict(torch.load(tmp_path / "afss.pt", weights_only=True))
+    assert other.scales == [2, 0]
+    assert_close(other.counts, afss.counts)
+
+
+@pytest.mark.parametrize("scales", [[0], [0, 1, 2], [0, 3], [0, -1], ["P1", "P2"]])
+def test_afss_refuses_a_choice_that_does_not_fit(scales):
+    with pytest.raises(ValueError, match="expected 2 scales, each of them 0, 1 or 2"):
+        AFSS(["head", "all"]).set_extra_state(scales)
+
+
+def test_afss_modes():
+    assert AFSS(["head", "all"], "P3").scales == [2, 2]
+    assert not AFSS(["head"], "P3").selecting
+    with pytest.raises(ValueError, match="AFSS mode 'P4'"):
+        AFSS(["head"], "P4")
+
+
+# ---- The switches of Tab. 2
+
+
+@torch.no_grad()
+def test_without_offsets_ple_k_reads_the_keypoints_themselves():
+    torch.manual_seed(6)
+    x, keypoints = torch.randn(1, 4, 6, 5), torch.rand(1, 16, 2) * 5
+    (feature,) = PLE_K(4, offsets=False)(x, ["head"], keypoints)
+    for k, n in enumerate(KEYPOINT_GROUPS["head"]):
+        assert_close(feature[0, :, k], value_at(x[0], *keypoints[0, n].tolist()))
+
+
+@torch.no_grad()
+def test_without_offsets_ple_s_at_ratio_1_is_ple_r():
+    x = torch.randn(2, 4, 16, 6)
+    pairs = zip(PLE_S(4, ratio=1, offsets=False)(x, GROUPS), PLE_R()(x, GROUPS), strict=True)
+    for sampled, cropped in pairs:
+        assert_close(sampled, cropped, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_without_prior_every_group_sees_everything():
+    x, keypoints = torch.randn(2, 4, 16, 6), torch.rand(2, 16, 2) * 5
+    assert PLE_R(prior=False)(x, ["head"])[0].shape == x.shape
+    assert PLE_S(4, ratio=1, prior=False)(x, ["head"])[0].shape == x.shape
+    assert PLE_K(4, prior=False)(x, ["head"], keypoints)[0].shape == (2, 4, 16)
+
+
+@pytest.mark.parametrize("ratio", [0.25, 0.5, 0.75, 1.0])
+def test_fig06_the_ratio_is_a_share_of_points_not_of_each_axis(ratio):
+    for group in GROUPS:
+        top, bottom = TAB_A11[group][0]
+        points = PLE_S(4, ratio=ratio).points(group, 64, 48)[..., 0].numel()
+        assert points / ((bottom - top) * 48) == pytest.approx(ratio, abs=0.03)
+
+
+# ---- A whole model against a slow reference
+
+
+def reference_maps(model, net, images):
+    """C2..C5 from torchvision's own network, Swin's with the model's LayerNorms."""
+    maps, x = [], images
+    if not model.patches:
+        x = net.maxpool(net.relu(net.bn1(net.conv1(x))))
+        for layer in (net.layer1, net.layer2, net.layer3, net.layer4):
+            x = layer(x)
+            maps.append(x)
+        return maps
+    for i in range(4):
+        x = net.features[2 * i + 1](net.features[2 * i](x))
+        norm = net.norm if i == 3 else model.backbone.norms[i]
+        y = (x - x.mean(-1, keepdim=True)) / (x.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+        maps.append((y * norm.weight + norm.bias).permute(0, 3, 1, 2))
+    return maps
+
+
+def reference_pyramid(model, C):
+    """P1, P2, P3 by loops."""
+    tops = [model.fpn.laterals[3](C[3])]
+    for s in (2, 1, 0):
+        lateral = model.fpn.laterals[s](C[s])
+        H, W = lateral.shape[2:]
+        tops.insert(0, lateral + upsample_by_loops(tops[0], H, W, 2, model.patches))
+    return [model.fpn.smooth[s](tops[s]) for s in range(3)]
+
+
+def reference_points(ple, group, P, keypoints, stride, patches):
+    """The prior points of one image as lists: rows of points for S, one row for K."""
+    height, width = P.shape[2:]
+    if ple == "K":
+        row = []
+        for n in KEYPOINT_GROUPS[group]:
+            u, v = keypoints[n].tolist()
+            row.append([(c + 0.5) / stride - 0.5 if patches else c / stride for c in (u, v)])
+        return [row]
+    top, bottom = prior_region(group, height)
+    rows, columns = round((bottom - top) * 0.75**0.5), round(width * 0.75**0.5)
+    ys = [top + (i + 0.5) * (bottom - top) / rows - 0.5 for i in range(rows)]
+    xs = [(j + 0.5) * width / columns - 0.5 for j in range(columns)]
+    return [[[x, y] for x in xs] for y in ys]
+
+
+def reference_pool(feature):
+    """The maximum over all of (C, h, w), and over its quarters, which may overlap by a row."""
+    h, w = feature.shape[1:]
+    if h == 1:  # keypoints: four runs
+        cells = [feature[:, :, i * w // 4 : -(-(i + 1) * w // 4)] for i in range(4)]
+    else:
+        halves = [feature[:, : -(-h // 2)], feature[:, h // 2 :]]
+        cells = [part[:, :, c] for part in halves for c in (slice(-(-w // 2)), slice(w // 2, None))]
+    quarters = torch.stack([cell.amax((1, 2)) for cell in cells], 1).flatten()
+    return torch.cat([feature.amax((1, 2)), quarters])
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "swin_t"])
+@pytest.mark.parametrize("ple", ["R", "K", "S"])
+@pytest.mark.parametrize("scales", [[1, 0, 2, 1, 0], [2, 1, 1, 0, 0], [0, 2, 0, 2, 1]])
+@torch.no_grad()
+def test_eq01_a_whole_model_matches_a_slow_reference(tmp_path, ple, backbone, scales):
+    """Image by image, attribute by attribute, at a size that is no multiple of the strides.
+
+    The last of the scales separates two attributes of one group, as AFSS* does.
+    """
+    torch.manual_seed(20)
+    groups = ["torso", "head", "all", "bottom", "head"]
+    net = get_model(backbone).double().eval()
+    torch.save(net.state_dict(), tmp_path / "net.pt")
+    model = SSPNet(groups, ple, backbone, tmp_path / "net.pt", "attribute", channels=4)
+    model = model.double().eval()
+    for name, parameter in model.named_parameters():
+        if name.startswith(("ple.", "heads.", "backbone.norms.0", "backbone.norms.1")):
+            torch.nn.init.normal_(parameter, std=0.5)
+    model.afss.scales = scales
+    images = torch.randn(2, 3, 62, 46, dtype=torch.float64)
+    keypoints = torch.rand(2, 16, 2, dtype=torch.float64) * 46
+    pyramid = reference_pyramid(model, reference_maps(model, net, images))
+    found = model(images, keypoints)
+    for j, group in enumerate(groups):
+        P = pyramid[scales[j]]
+        top, bottom = prior_region(group, P.shape[2])
+        for b in range(2):
+            feature = P[b, :, top:bottom]
+            if ple != "R":
+                stride = (4, 8, 16)[scales[j]]
+                points = reference_points(ple, group, P, keypoints[b], stride, model.patches)
+                sample = model.ple.sample
+                grid = [[offset_sampling_at(sample, P[b], *p) for p in row] for row in points]
+                feature = torch.stack([torch.stack(row, 1) for row in grid], 1)  # (C, h, w)
+            head = model.heads[group]
+            k = [i for i, g in enumerate(groups) if g == group].index(j)
+            expected = head.weight[k] @ reference_pool(feature) + head.bias[k]
+            assert_close(found[b, j], expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "swin_t"])
+@torch.no_grad()
+def test_the_baseline_matches_a_slow_reference(tmp_path, backbone):
+    torch.manual_seed(21)
+    net = get_model(backbone).eval()
+    torch.save(net.state_dict(), tmp_path / "net.pt")
+    model = Baseline(["head", "all"], backbone, tmp_path / "net.pt").eval()
+    images = torch.randn(2, 3, 62, 46)
+    C5 = reference_maps(model, net, images)[3] if backbone == "resnet18" else None
+    if C5 is None:
+        C5 = net.norm(net.features(images)).permute(0, 3, 1, 2)
+    mean = sum(C5[:, :, y, x] for y in range(C5.shape[2]) for x in range(C5.shape[3]))
+    mean = mean / C5[0, 0].numel()
+    assert_close(model(images), mean @ model.head.weight.T + model.head.bias)
+
+
+@pytest.mark.parametrize("ple", ["R", "K", "S"])
+@pytest.mark.parametrize(
+    "switches",
+    [{}, {"offsets": False}, {"prior": False}, {"afss": "P1"}, {"afss": "attribute"}],
+)
+def test_training_gives_logits_of_every_scale_and_gradients_to_every_parameter(ple, switches):
+    model = random_model(ple, **switches).train()
+    images, keypoints = torch.randn(2, 3, 64, 48), torch.rand(2, 16, 2) * 48
+    logits = model(images, keypoints)
+    fixed = switches.get("afss") == "P1"
+    assert logits.shape == ((1 if fixed else 3), 2, 5)
+    logits.square().sum().backward()
+    without = {name for name, p in model.named_parameters() if p.grad is None}
+    unused = {f"fpn.smooth.{s}.{kind}" for s in (1, 2) for kind in ("weight", "bias")}
+    assert without == (unused if fixed else set())
+    assert model.eval()(images, keypoints).shape == (2, 5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("ple", ["R", "K", "S"])
+def test_training_compares_each_scale_for_all_attributes(ple):
+    model = random_model(ple, afss="attribute").eval()
+    images, keypoints = torch.randn(2, 3, 64, 48), torch.rand(2, 16, 2) * 48
+    alone = []
+    for s in range(3):
+        model.afss.scales = [s] * 5
+        alone.append(model(images, keypoints))
+    maps = model.features(images, (0, 1, 2))
+    for scales in ([0, 1, 2, 1, 0], [2, 2, 2, 2, 1]):
+        model.afss.scales = scales
+        chosen = torch.stack([alone[s][:, j] for j, s in enumerate(scales)], 1)
+        assert_close(model(images, keypoints), chosen)
+        assert_close(model.classify(maps, keypoints), chosen)
+        assert [model.map_of(j) for j in range(5)] == scales
+    for module in model.modules():  # the three sets of logits of a training step
+        module.training = not isinstance(module, torch.nn.BatchNorm2d)
+    assert_close(model(images, keypoints), torch.stack(alone))
+
+
+@torch.no_grad()
+def test_only_chosen_scales_are_computed_in_evaluation_and_when_frozen():
+    model = random_model("R")
+    model.afss.scales = [2, 1, 2, 2, 1]
+    maps = model.eval().features(torch.randn(1, 3, 64, 48))
+    assert [m is None for m in maps] == [True, False, False]
+    model.afss.selecting = False
+    assert model.train()(torch.randn(2, 3, 64, 48)).shape == (1, 2, 5)
+
+
+@torch.no_grad()
+def test_first_logits_are_small():
+    """Heads start at a standard deviation of 0.01, so that training starts from p = 0.5."""
+    model = random_model("R").eval()
+    assert model(torch.randn(8, 3, 64, 48)).abs().max() < 1
+    assert model.heads["head"].weight.std().item() == pytest.approx(0.01, rel=0.2)
+
+
+@torch.no_grad()
+def test_heads_read_their_own_group_in_the_datasets_order():
+    model = random_model("R").eval()
+    images = torch.randn(1, 3, 64, 48)
+    before = model(images)
+    model.heads["head"].bias[1] += 1  # the second head attribute is the fifth of the dataset
+    assert_close(model(images) - before, torch.tensor([[0.0, 0, 0, 0, 1]]))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("prior", [True, False])
+def test_prior_keeps_the_other_rows_out(prior):
+    """A change of the map below the head's region moves no head attribute."""
+    model = random_model("R", prior=prior).eval()
+    maps = model.features(torch.randn(1, 3, 64, 48), (0, 1, 2))
+    before = model.classify(maps)
+    maps[1][:, :, 4:] += 10
+    changed = (model.classify(maps) - before).abs()[0] > 1e-6
+    assert changed.tolist() == ([True, False, True, True, False] if prior else [True] * 5)
+
+
+def test_bad_arguments_are_named():
+    with pytest.raises(ValueError, match="group 'feet': expected one of head, torso, bottom, all"):
+        SSPNet(["head", "feet"], backbone="resnet18")
+    with pytest.raises(ValueError, match="ple 'X': expected R, K or S"):
+        SSPNet(["head"], "X", backbone="resnet18")
+    with pytest.raises(ValueError, match="backbone 'vgg': expected one of resnet18"):
+        Backbone("vgg")
+    with pytest.raises(ValueError, match="PLE-K needs keypoints"):
+        random_model("K")(torch.zeros(2, 3, 64, 48))
+
+
+def test_a_model_made_in_inference_mode_works_there():
+    with torch.inference_mode():
+        model = random_model("S").eval()
+        assert model(torch.randn(1, 3, 64, 48)).shape == (1, 5)
+
+
+# ---- Response maps over the image
+
+
+@pytest.mark.parametrize("patches, stride, size", [(True, 4, (25, 19)), (False, 4, (26, 17))])
+def test_to_image_lays_each_map_pixel_where_it_looks(patches, stride, size):
+    """At input sizes that are no multiple of the stride; Swin's maps are smaller than those."""
+    torch.manual_seed(22)
+    h, w = (size[0] // 4, size[1] // 4) if patches else (-(-size[0] // 4), -(-size[1] // 4))
+    response = torch.rand(h, w, dtype=torch.float64) + 1  # its minimum is not 0
+    over = upsample_by_loops(response[None, None], *size, stride, patches)[0, 0]
+    expected = (over - over.min()) / (over.max() - over.min())
+    found = to_image(response, stride, patches, size, size)
+    assert_close(found, expected.float(), atol=1e-6, rtol=1e-5)
+
+
+def test_to_image_of_a_resized_image_aligns_edges():
+    response = torch.zeros(4, 4)
+    response[1, 2] = 1
+    heat = to_image(response, 1, False, (4, 4), (12, 20))  # pixel (2, 1) covers 10..14 x 3..5
+    y, x = divmod(heat.argmax().item(), 20)
+    assert 10 <= x <= 14
+    assert 3 <= y <= 5
+
+
+def test_to_image_of_a_constant_map_is_zero():
+    assert to_image(torch.ones(2, 3), 4, False, (8, 12), (16, 30)).sum() == 0
+
+
+@pytest.mark.parametrize("ple", ["none", "R", "K", "S"])
+def test_response_maps_give_the_models_logits_from_one_forward_of_the_backbone(ple):
+    model, calls = random_model(ple).eval(), []
+    images, keypoints = torch.randn(2, 3, 64, 48), torch.rand(2, 16, 2) * 48
+    with torch.no_grad():
+        expected = model(images, keypoints)
+    model.backbone.register_forward_hook(lambda *_: calls.append(1))
+    logits, responses = response_maps(model, images, range(5), keypoints)
+    assert len(calls) == 1
+    assert len(responses) == 5
+    assert_close(logits, expected)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_the_baselines_response_map_matches_loops():
+    model = random_model("none").eval()
+    images = torch.randn(1, 3, 64, 96)
+    C5 = model.features(images)[0]
+    _, (response,) = response_maps(model, images, [2])
+    expected = torch.zeros(C5.shape[2:])
+    for k, weight in enumerate(model.head.weight[2].tolist()):  # d a / d A is weight / pixels
+        expected += weight / expected.numel() * C5[0, k].detach()
+    assert_close(response[0], expected.clamp(min=0), atol=1e-6, rtol=1e-4)
+
+
+def test_eq02_a_head_attributes_map_answers_in_the_head_region_alone():
+    model = random_model("R").eval()
+    model.afss.scales = [0] * 5
+    _, (response,) = response_maps(model, torch.randn(2, 3, 64, 48), [1])  # rows 0..5 of 16
+    assert response[:, 6:].abs().sum() == 0
+    assert response[:, :6].sum() > 0
+
+
+# ---- Compile, export, copy
+
+
+@pytest.mark.parametrize("ple", ["R", "K", "S"])
+def test_compiles_to_one_graph_in_evaluation_and_in_frozen_training(ple):
+    torch.compiler.reset()
+    model = random_model(ple)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    images, keypoints = torch.randn(2, 3, 64, 48), torch.rand(2, 16, 2) * 48
+    with torch.no_grad():
+        assert_close(compiled.eval()(images, keypoints), model(images, keypoints))
+    model.afss.selecting = False
+    logits = compiled.train()(images, keypoints)
+    logits.sum().backward()
+    assert logits.shape == (1, 2, 5)
+    assert model.fpn.smooth[0].weight.grad is None
+    assert model.fpn.smooth[1].weight.grad is not None
+    model.afss.scales = [0] * 5  # a new choice is seen
+    with torch.no_grad():
+        assert_close(compiled.eval()(images, keypoints), model(images, keypoints))
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "swin_t"])
+@pytest.mark.parametrize("ple", ["R", "K", "S"])
+@torch.no_grad()
+def test_exports_with_a_dynamic_batch(ple, backbone):
+    model = random_model(ple, backbone).eval()
+    example = torch.randn(2, 3, 64, 48), torch.rand(2, 16, 2) * 48
+    dynamic = {0: torch.export.Dim("batch", min=2)}
+    exported = torch.export.export(model, example, dynamic_shapes=(dynamic, dynamic)).module()
+    images, keypoints = torch.randn(5, 3, 64, 48), torch.rand(5, 16, 2) * 48
+    assert_close(exported(images, keypoints), model(images, keypoints))
+
+
+def test_sspnet_imports_nothing_of_the_project():
+    tree = ast.parse(Path(sspnet.__file__).read_text())
+    modules = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+    modules |= {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+    assert {name.split(".")[0] for name in modules} == {"torch", "torchvision"}
+
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+COPIES = re.findall(r"^\| `(\w+)` \| (`.*`) \| (\d+) \|", README, re.MULTILINE)
+LIMITS = {
+    "FPN": 36,
+    "AFSS": 60,
+    "OffsetSampling": 40,
+    "PLE_S": 75,
+    "PLE_K": 60,
+    "HierarchicalLoss": 25,
+}
+USES = {
+    "FPN": "FPN([2, 2, 2, 2], 8)([torch.zeros(1, 2, n, n) for n in (8, 4, 2, 1)])",
+    "AFSS": "a = AFSS(['head']); a.update(torch.zeros(3, 2, 1), torch.eye(2)[:, :1]); a.select()",
+    "OffsetSampling": "OffsetSampling(8)(torch.zeros(1, 8, 4, 4), torch.zeros(1, 5, 2))",
+    "PLE_R": "PLE_R()(torch.zeros(1, 8, 16, 12), ['head'])",
+    "PLE_S": "PLE_S(8)(torch.zeros(1, 8, 16, 12), ['head', 'all'])",
+    "PLE_K": "PLE_K(8)(torch.zeros(1, 8, 16, 12), ['head'], torch.zeros(1, 16, 2))",
+    "HierarchicalLoss": "HierarchicalLoss(['head', 'all'], torch.ones(2) / 2)"
+    "(torch.zeros(3, 4, 2), torch.ones(4, 2)).backward",
+}
+
+
+def code_of(names):
+    """The source of top-level names of sspnet.py, and its lines that are code.
+
+    Blank lines, comments and docstrings do not count.
+    """
+    source = Path(sspnet.__file__).read_text()
+    lines, parts, docs = source.splitlines(), [], set()
+    for node in ast.parse(source).body:
+        named = {getattr(node, "name", None)}
+        named |= {target.id for target in getattr(node, "targets", ())}
+        if named & set(names):
+            parts.append(range(node.lineno, node.end_lineno + 1))
+            for inner in ast.walk(node):
+                if isinstance(inner, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(inner):
+                    docs |= set(range(inner.body[0].lineno, inner.body[0].end_lineno + 1))
+    chosen = [n for part in parts for n in part]
+    text = "\n".join(lines[n - 1] for n in chosen)
+    code = [n for n in chosen if n not in docs and lines[n - 1].strip()]
+    return text, len([n for n in code if not lines[n - 1].strip().startswith("#")])
+
+
+def test_the_readme_lists_what_can_be_copied():
+    assert {name for name, _, _ in COPIES} == set(USES)
+
+
+@pytest.mark.parametrize("name, needs, stated", COPIES)
+def test_copied_code_works_with_torch_alone(name, needs, stated):
+    names = [name, *re.findall(r"`(\w+)`", needs)]
+    text, lines = code_of(names)
+    assert lines == int(stated)
+    assert lines <= LIMITS.get(name, math.inf)
+    alone = {"torch": torch, "F": F, "nn": torch.nn}
+    exec(text, alone)
+    exec(USES[name], alone)
