@@ -140,7 +140,7 @@ class FPN(nn.Module):
         top = self.laterals[3](features[3])
         for s in range(2, min(scales) - 1, -1):
             lateral = self.laterals[s](features[s])
-            top = lateral + upsample(top, lateral.shape[-2:], 2, self.patches)
+            top = lateral.add_(upsample(top, lateral.shape[-2:], 2, self.patches))
             if s in scales:
                 pyramid[s] = self.smooth[s](top)
         return pyramid
@@ -237,9 +237,9 @@ def bilinear_sample(x, points, weights=None):
         fraction = position - low
         neighbour = torch.stack([low, low + 1], -1)  # (B, N, M, 2), the pixels on both sides
         share = torch.stack([1 - fraction, fraction], -1)
-        inside = (neighbour >= 0) & (neighbour < size)
-        indices.append(torch.where(inside, neighbour, 0).int())
-        shares.append(torch.where(inside, share, 0))
+        index = neighbour.int().clamp(0, size - 1)
+        indices.append(index)
+        shares.append(share * (neighbour == index))  # 0 outside the map
     # Two rows times two columns are the four corners: (B, N, M, 2, 2). A bag is one point's 4 M.
     first = H * W * torch.arange(B, dtype=torch.int32, device=x.device).view(B, 1, 1, 1, 1)
     index = first + W * indices[1].unsqueeze(-1) + indices[0].unsqueeze(-2)

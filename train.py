@@ -150,10 +150,10 @@ def parse_arguments(argv=None):
 def find_problem(args):
     """The first argument out of range as a line for people, or None."""
     lowest = {"epochs": 1, "channels": 1, "batch_size": 2, "M": 1, "workers": 0, "freeze": 0}
-    for name, low in lowest.items():
-        if getattr(args, name) < low:
-            flag = name.replace("_", "-")
-            return f"--{flag} {getattr(args, name)}: expected at least {low}"
+    for name, low in {**lowest, "images": 1}.items():
+        value = getattr(args, name)
+        if value is not None and value < low:
+            return f"--{name.replace('_', '-')} {value}: expected at least {low}"
     if not 0 < args.ratio <= 1:
         return f"--ratio {args.ratio}: expected more than 0, at most 1"
     if not 0 < args.lr < math.inf:
@@ -180,8 +180,6 @@ def print_rank0(line):
 def make_model(config, args):
     """The model of a config, on the device; the backbone's weights are read unless resuming."""
     weights = None if args.resume or args.weights == "none" else args.weights
-    if weights not in (None, "imagenet") and not Path(weights).is_file():
-        raise ValueError(f"--weights {weights}: no such file, expected imagenet, none or a file")
     torch.manual_seed(args.seed)
     try:
         model = build_model(config, weights)
@@ -334,8 +332,12 @@ def validate(ema, batches, loss_of, args):
 # ---- Files
 
 
-def check_out(args):
-    """Refuses an --out that would lose something, or that could not be written."""
+def check_files(args):
+    """Refuses an --out that would lose something or could not be written, and absent files."""
+    if args.resume:
+        read_checkpoint(args.out / "last.pt")
+    elif args.weights not in ("none", "imagenet") and not Path(args.weights).is_file():
+        raise ValueError(f"--weights {args.weights}: no such file, expected imagenet, none or it")
     if args.out.exists() and not args.out.is_dir():
         raise ValueError(f"--out {args.out}: this is a file, expected a folder")
     for name in ("last.pt", "best.pt", "log.csv", "last.pt.tmp", "best.pt.tmp", "log.csv.tmp"):
@@ -551,13 +553,13 @@ def save_last(state, common, run, rows, args):
 
 def main(argv=None):
     args = parse_arguments(argv)
-    check_out(args)
+    check_files(args)
+    args.device = set_up_device(args.device)
     for text in EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", message=text)
     config = {key: getattr(args, key) for key in RESUME_KEYS}
     config["size"] = list(args.size)
     batches, val_batches = open_splits(args, config)
-    args.device = set_up_device(args.device)
     if WORLD_SIZE > 1:
         dist.init_process_group("nccl" if args.device.startswith("cuda") else "gloo")
 

@@ -588,4 +588,8 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ValueError as error:
+        print(f"benchmark.py: {error}", file=sys.stderr)
+        sys.exit(2)

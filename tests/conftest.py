@@ -1,5 +1,6 @@
 """What several test files share."""
 
+import csv
 import sys
 from pathlib import Path
 
@@ -21,6 +22,12 @@ def random_model(ple, backbone="resnet18", seed=12, **options):
     if ple == "none":
         return Baseline(FEW_GROUPS, backbone)
     return SSPNet(FEW_GROUPS, ple, backbone, channels=16, **options)
+
+
+def log_rows(folder):
+    """The rows of a training's log.csv, as dicts of strings."""
+    with open(Path(folder) / "log.csv", newline="") as opened:
+        return list(csv.DictReader(opened))
 
 
 def pytest_addoption(parser):

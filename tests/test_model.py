@@ -719,7 +719,7 @@ def test_compiles_to_one_graph_in_evaluation_and_in_frozen_training(ple):
         assert_close(compiled.eval()(images, keypoints), model(images, keypoints))
 
 
-@pytest.mark.parametrize("backbone", ["resnet18", "swin_t"])
+@pytest.mark.parametrize("backbone", ["resnet18", pytest.param("swin_t", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("ple", ["R", "K", "S"])
 @torch.no_grad()
 def test_exports_with_a_dynamic_batch(ple, backbone):

@@ -1,6 +1,6 @@
-"""What goes wrong in long runs: several processes, kills, full disks, dying workers, broken files. The longest need --slow."""
+"""What goes wrong in long runs: several processes, kills, full disks, dying workers, broken files.
+The longest need --slow."""
 
-import csv
 import ctypes
 import functools
 import io
@@ -18,38 +18,58 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import log_rows
 from PIL import Image
+from test_data import write_pa100k
+from test_datasets import (
+    REAL,
+    Call,
+    random_masks,
+    random_pictures,
+    upar_content,
+    write_pcs,
+    write_peta,
+    write_pickle,
+    write_rap1,
+)
+from test_train import TINY, assert_same, command, tiny
 from torch.testing import assert_close
 
 import data
 import evaluate
 import train
 from data import PA100K_GROUPS, Pedestrians, Split, read_image
-from test_data import write_pa100k
-from test_datasets import REAL, Call, random_masks, random_pictures, upar_content, write_pcs, write_peta, write_pickle, write_rap1
-from test_train import TINY, assert_same, command, tiny
 
 ROOT = Path(__file__).parents[1]
-CHILDREN = multiprocessing.get_context("forkserver")  # a server imports torch once; its children start in no time
+CHILDREN = multiprocessing.get_context(
+    "forkserver"
+)  # a server imports torch once; its children start in no time
 CHILDREN.set_forkserver_preload(["train"])
 
 
 def run_training(arguments, environment=(), comparable=False):
     """In a child process: a training, quietly.
 
-    `comparable`: with batch norm's statistics frozen, and steps in proportion to the gradient. Adam's own step goes by the
-    gradient's sign, however small it is, and so makes much of roundings.
+    `comparable`: with batch norm's statistics frozen, and steps in proportion to the gradient.
+    Adam's own step goes by the gradient's sign, however small it is: it makes much of roundings.
     """
     os.environ.update(environment)
-    train.RANK, train.WORLD_SIZE = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    train.RANK, train.WORLD_SIZE = (
+        int(os.environ.get("RANK", 0)),
+        int(os.environ.get("WORLD_SIZE", 1)),
+    )
     for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background jobs ignore the first
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        signal.signal(
+            number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+        )
     torch.set_num_threads(1)
-    sys.stdout = sys.stderr = open(os.devnull, "w")
+    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     if comparable:
         torch.optim.Adam = functools.partial(torch.optim.Adam, eps=0.1)
         torch.nn.BatchNorm2d.train = lambda self, mode=True: torch.nn.Module.train(self, False)
-        record_first_gradients(Path(arguments[arguments.index("--out") + 1]) / f"gradients-{train.RANK}.pt")
+        record_first_gradients(
+            Path(arguments[arguments.index("--out") + 1]) / f"gradients-{train.RANK}.pt"
+        )
     sys.argv = ["train.py"]
     data.command(lambda: train.main(arguments))
 
@@ -74,8 +94,20 @@ def children_train(count, arguments, **options):
         port = str(free.getsockname()[1])
     ranks = []
     for rank in range(count):
-        environment = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        ranks.append(CHILDREN.Process(target=run_training, args=(arguments, environment if count > 1 else {}), kwargs=options))
+        environment = {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(count),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+        }
+        ranks.append(
+            CHILDREN.Process(
+                target=run_training,
+                args=(arguments, environment if count > 1 else {}),
+                kwargs=options,
+            )
+        )
         ranks[-1].start()
     for child in ranks:
         child.join(240)
@@ -85,25 +117,46 @@ def children_train(count, arguments, **options):
 # ---- several processes ----
 
 
-@pytest.mark.parametrize("more", [["--ple", "S", "--freeze", "2"], ["--ple", "K", "--schedule", "plateau", "--afss", "attribute"]])
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--ple", "S", "--freeze", "2"],
+        pytest.param(
+            ["--ple", "K", "--schedule", "plateau", "--afss", "attribute"],
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
 def test_two_ranks_learn_what_one_does(tmp_path, more):
-    """With batch norm's statistics frozen: the same gradients, and so (roundings grow) the same training."""
+    """With batch norm's statistics frozen: the same gradients, and so (roundings grow) the same
+    training."""
     for count in (1, 2):
         children_train(count, [*TINY, *more, "--out", str(tmp_path / str(count))], comparable=True)
-    one, two = (list(csv.DictReader(open(tmp_path / str(count) / "log.csv"))) for count in (1, 2))
+    one, two = (log_rows(tmp_path / str(count)) for count in (1, 2))
     for a, b in zip(one, two, strict=True):
         for key in a:
             if key.startswith("scale"):
                 assert a[key] == b[key]
             elif key in ("loss", "lr"):
                 assert float(a[key]) == pytest.approx(float(b[key]), rel=1e-3), key
-            elif key not in ("epoch", "seconds", "offset_px") and a[key]:  # shares: a logit near 0 may fall to either side
+            elif (
+                key not in ("epoch", "seconds", "offset_px") and a[key]
+            ):  # shares: a logit near 0 may fall to either side
                 assert float(a[key]) == pytest.approx(float(b[key]), abs=1), key
-    one, two = (torch.load(tmp_path / str(count) / "last.pt", weights_only=True) for count in (1, 2))
+    one, two = (
+        torch.load(tmp_path / str(count) / "last.pt", weights_only=True) for count in (1, 2)
+    )
     for name, value in one["model"].items():
         if isinstance(value, torch.Tensor) and value.is_floating_point():
             assert_close(two["model"][name], value, atol=1e-3, rtol=1e-2)
-    alone, *shared = (torch.load(file) for file in (tmp_path / "1/gradients-0.pt", tmp_path / "2/gradients-0.pt", tmp_path / "2/gradients-1.pt"))
+    alone, *shared = (
+        torch.load(file)
+        for file in (
+            tmp_path / "1/gradients-0.pt",
+            tmp_path / "2/gradients-0.pt",
+            tmp_path / "2/gradients-1.pt",
+        )
+    )
     for gradients in shared:
         for mine, theirs in zip(alone, gradients, strict=True):
             assert_close(theirs, mine, atol=1e-4 * mine.abs().max().item(), rtol=1e-4)
@@ -111,30 +164,57 @@ def test_two_ranks_learn_what_one_does(tmp_path, more):
 
 def test_each_image_is_validated_once_and_shares_make_up_the_batch(tmp_path):
     table = data.synthetic("train", count=23)
-    epoch = lambda batches: [index.tolist() for *_, index in batches]
-    shares = [data.loader(table, (32, 24), 8, train=True, seed=3, rank=r, ranks=2) for r in range(2)]
+
+    def epoch(batches):
+        return [index.tolist() for *_, index in batches]
+
+    shares = [
+        data.loader(table, (32, 24), 8, train=True, seed=3, rank=r, ranks=2) for r in range(2)
+    ]
     whole = data.loader(table, (32, 24), 8, train=True, seed=3)
     for number in (0, 1):
         for batches in (*shares, whole):
             data.start_epoch(batches, number)
         for a, b, both in zip(epoch(shares[0]), epoch(shares[1]), epoch(whole), strict=True):
             assert len(a) == len(b) == 4 and sorted(a + b) == sorted(both)
-    seen = [i for r in range(3) for batch in epoch(data.loader(table, (32, 24), 6, rank=r, ranks=3)) for i in batch]
+    seen = [
+        i
+        for r in range(3)
+        for batch in epoch(data.loader(table, (32, 24), 6, rank=r, ranks=3))
+        for i in batch
+    ]
     assert sorted(seen) == list(range(23))
 
 
 def test_torchrun(tmp_path):
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", str(ROOT / "train.py"), *TINY]
-    done = subprocess.run([*launch, "--epochs", "1", "--ple", "S", "--out", str(tmp_path / "run")], capture_output=True, text=True, timeout=240)
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--standalone",
+        str(ROOT / "train.py"),
+        *TINY,
+    ]
+    done = subprocess.run(
+        [*launch, "--epochs", "1", "--ple", "S", "--out", str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
     assert done.returncode == 0, done.stderr
-    assert "cpu x 2" in done.stdout and done.stdout.count("epoch 1:") == 1  # one writer, one reporter
-    logged = float(next(csv.DictReader(open(tmp_path / "run" / "log.csv")))["val_mA"])
+    assert (
+        "cpu x 2" in done.stdout and done.stdout.count("epoch 1:") == 1
+    )  # one writer, one reporter
+    logged = float(log_rows(tmp_path / "run")[0]["val_mA"])
     found = command("evaluate.py", tmp_path / "run" / "best.pt", "--split", "val", "--images", 24)
     assert f"mA {logged:.2f}" in found.stdout, found.stderr  # 24 images over two ranks, none twice
 
 
 def count_page_faults(keep, answer):
-    """In a child process: the pages fetched from the system while a large tensor is made and freed twenty times."""
+    """In a child process: the pages fetched from the system while a large tensor is made and freed
+    twenty times."""
     if keep:
         data.keep_freed_memory()
     for round in range(22):
@@ -144,7 +224,10 @@ def count_page_faults(keep, answer):
     answer.put(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
-@pytest.mark.skipif(sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"), reason="of Linux's C library alone")
+@pytest.mark.skipif(
+    sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"),
+    reason="of Linux's C library alone",
+)
 def test_freed_memory_is_kept_for_the_next_step():
     found = []
     for keep in (False, True):
@@ -160,11 +243,14 @@ def test_freed_memory_is_kept_for_the_next_step():
 
 
 def killed_and_resumed(folder, arguments, kills, longest, random):
-    """Kills a training at random moments, `kills` times, resuming it after each; then lets it finish."""
+    """Kills a training at random moments, `kills` times, resuming it after each; then lets it
+    finish."""
     hit = 0
     while True:
         resume = ["--resume"] if (folder / "last.pt").exists() else []
-        child = CHILDREN.Process(target=run_training, args=([*arguments, *resume, "--out", str(folder)],))
+        child = CHILDREN.Process(
+            target=run_training, args=([*arguments, *resume, "--out", str(folder)],)
+        )
         child.start()
         if hit == kills:
             child.join(240)
@@ -181,21 +267,29 @@ def killed_and_resumed(folder, arguments, kills, longest, random):
                 file.unlink()
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [20])
 def test_sigkill_at_random_moments_then_resume_ends_at_the_same_weights(tmp_path, kills):
     arguments = [*TINY, "--epochs", "6", "--ple", "S", "--freeze", "3"]
     started = time.time()
     children_train(1, [*arguments, "--out", str(tmp_path / "whole")])
     (tmp_path / "cut").mkdir()
-    killed_and_resumed(tmp_path / "cut", arguments, kills, 0.7 * (time.time() - started), np.random.default_rng(0))
-    whole, cut = (torch.load(tmp_path / name / "last.pt", weights_only=True) for name in ("whole", "cut"))
+    killed_and_resumed(
+        tmp_path / "cut", arguments, kills, 0.7 * (time.time() - started), np.random.default_rng(0)
+    )
+    whole, cut = (
+        torch.load(tmp_path / name / "last.pt", weights_only=True) for name in ("whole", "cut")
+    )
     assert_same(whole, cut)
-    assert_same(*(torch.load(tmp_path / name / "best.pt", weights_only=True) for name in ("whole", "cut")))
+    assert_same(
+        *(torch.load(tmp_path / name / "best.pt", weights_only=True) for name in ("whole", "cut"))
+    )
 
 
 @pytest.mark.slow
 def test_sigkill_while_saving_leaves_a_whole_checkpoint(tmp_path):
-    """Kills within a second of checkpoints being written over and over: the file that is there is always a whole one."""
+    """Kills within a second of checkpoints being written over and over: the file that is there is
+    always a whole one."""
     random = np.random.default_rng(0)
     for _ in range(20):
         child = CHILDREN.Process(target=save_for_ever, args=(tmp_path / "last.pt",))
@@ -218,7 +312,17 @@ def save_for_ever(file):
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_says_how_to_go_on(tmp_path, number, code):
-    arguments = [sys.executable, str(ROOT / "train.py"), *TINY, "--epochs", "50", "--ple", "R", "--out", str(tmp_path / "run")]
+    arguments = [
+        sys.executable,
+        str(ROOT / "train.py"),
+        *TINY,
+        "--epochs",
+        "50",
+        "--ple",
+        "R",
+        "--out",
+        str(tmp_path / "run"),
+    ]
     process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not process.stdout.readline().startswith("epoch 1:"):
         assert process.poll() is None, process.stderr.read()
@@ -227,20 +331,46 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path, number, code):
     assert process.returncode == code and "Traceback" not in error
     last = error.strip().splitlines()[-1]
     epoch = torch.load(tmp_path / "run" / "last.pt", weights_only=True)["epoch"]
-    assert last == f"interrupted: epoch {epoch} of 50 is in {tmp_path / 'run' / 'last.pt'}, add --resume to continue"
+    where = f"{tmp_path / 'run' / 'last.pt'}, add --resume to continue"
+    assert last == f"interrupted: epoch {epoch} of 50 is in {where}"
 
 
 def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path):
     out = tmp_path / "run"
     state = tiny(out, "--ple", "R", "--epochs", "2", "--schedule", "plateau")
-    state["config"]["epochs"] = 3  # as if it had been meant to go on, with a schedule that does not depend on the number
+    state["config"]["epochs"] = (
+        3  # as if it had been meant to go on, with a schedule that does not depend on the number
+    )
     torch.save(state, out / "last.pt")
     before = {file.name: file.read_bytes() for file in out.iterdir()}
     limit = len(before["last.pt"]) // 4  # no file may grow beyond, as on a disk that is full
-    arguments = [sys.executable, str(ROOT / "train.py"), *TINY, "--ple", "R", "--schedule", "plateau", "--out", str(out), "--resume"]
-    done = subprocess.run(arguments, capture_output=True, text=True, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
-    assert done.returncode == 2 and "could not be written" in done.stderr and "Traceback" not in done.stderr, done.stderr
-    assert "epoch 2 of 3 is in" in done.stderr and {file.name: file.read_bytes() for file in out.iterdir()} == before
+    arguments = [
+        sys.executable,
+        str(ROOT / "train.py"),
+        *TINY,
+        "--ple",
+        "R",
+        "--schedule",
+        "plateau",
+        "--out",
+        str(out),
+        "--resume",
+    ]
+    done = subprocess.run(
+        arguments,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+    assert (
+        done.returncode == 2
+        and "could not be written" in done.stderr
+        and "Traceback" not in done.stderr
+    ), done.stderr
+    assert (
+        "epoch 2 of 3 is in" in done.stderr
+        and {file.name: file.read_bytes() for file in out.iterdir()} == before
+    )
 
 
 class Deadly(Pedestrians):
@@ -255,7 +385,11 @@ class Deadly(Pedestrians):
 def test_a_worker_that_dies_is_an_error_and_no_hang(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "Pedestrians", Deadly)
     done = command("train.py", *TINY, "--ple", "R", "--workers", 1, "--out", tmp_path / "run")
-    assert done.returncode == 2 and "a process that loads images died" in done.stderr and "add --resume to continue" in done.stderr
+    assert (
+        done.returncode == 2
+        and "a process that loads images died" in done.stderr
+        and "add --resume to continue" in done.stderr
+    )
     assert torch.load(tmp_path / "run" / "last.pt", weights_only=True)["epoch"] == 0
 
 
@@ -271,23 +405,42 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_its_step(tmp_path, mo
         return loss * float("nan") if len(steps) == 5 else loss
 
     monkeypatch.setattr(train.HierarchicalLoss, "forward", spoilt)
-    done = command("train.py", *TINY, "--ple", "R", "--out", tmp_path / "run")  # three steps an epoch
+    done = command(
+        "train.py", *TINY, "--ple", "R", "--out", tmp_path / "run"
+    )  # three steps an epoch
     batches = data.loader(data.synthetic("train", count=24, size=(64, 48)), (64, 48), 8, train=True)
     data.start_epoch(batches, 1)
     rows = [index.tolist() for *_, index in batches][1]
     names = " ".join(batches.dataset.split.names[i] for i in rows)
-    assert done.returncode == 2 and "epoch 2, step 2: the loss is nan, expected a finite number (learning rate " in done.stderr
-    assert f"images {names}); epoch 1 of 3 is in {tmp_path / 'run' / 'last.pt'}, add --resume to continue" in done.stderr
+    assert (
+        done.returncode == 2
+        and "epoch 2, step 2: the loss is nan, expected a finite number (learning rate "
+        in done.stderr
+    )
+    where = f"{tmp_path / 'run' / 'last.pt'}, add --resume to continue"
+    assert f"images {names}); epoch 1 of 3 is in {where}" in done.stderr
     state = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
-    assert state["epoch"] == 1 and all(value.isfinite().all() for value in state["model"].values() if isinstance(value, torch.Tensor))
+    assert state["epoch"] == 1 and all(
+        value.isfinite().all()
+        for value in state["model"].values()
+        if isinstance(value, torch.Tensor)
+    )
 
 
 def test_losses_are_looked_at_every_few_steps_on_a_gpu():
     """`read_losses` finds the first bad one among several."""
-    table = data.Split("t", ["Hat"], ["head"], list("abcdef"), list("abcdef"), np.zeros((6, 1), np.float32))
-    seen = [(torch.tensor(v), step, 0.1 * step, torch.tensor([2 * (step - 7), 2 * (step - 7) + 1])) for step, v in ((7, 1.0), (8, float("inf")), (9, float("nan")))]
+    table = data.Split(
+        "t", ["Hat"], ["head"], list("abcdef"), list("abcdef"), np.zeros((6, 1), np.float32)
+    )
+    seen = [
+        (torch.tensor(v), step, 0.1 * step, torch.tensor([2 * (step - 7), 2 * (step - 7) + 1]))
+        for step, v in ((7, 1.0), (8, float("inf")), (9, float("nan")))
+    ]
     train.read_losses(seen[:1], 4, table)
-    with pytest.raises(ValueError, match=r"epoch 5, step 9: the loss is inf, expected a finite number \(learning rate 0.8, images c d\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"epoch 5, step 9: the loss is inf, .* \(learning rate 0.8, images c d\)",
+    ):
         train.read_losses(seen, 4, table)
 
 
@@ -295,21 +448,46 @@ def test_an_attribute_that_is_on_everybody_or_nobody_trains_and_is_reported(tmp_
     def change(mat):
         for part in ("train", "val", "test"):
             mat[f"{part}_label"][:, 0], mat[f"{part}_label"][:, 7] = 1, 0
+
     write_pa100k(tmp_path, counts=(8, 4, 4), change=change)
-    done = command("train.py", "--data", tmp_path, *TINY[2:], "--epochs", 2, "--backbone", "resnet18", "--weights", "none", "--batch-size", 4, "--ple", "R",
-                   "--out", tmp_path / "run")
-    assert done.returncode == 0 and "all positive or all negative in training: Female, Hat" in done.stdout, done.stderr
+    done = command(
+        "train.py",
+        "--data",
+        tmp_path,
+        *TINY[2:],
+        "--epochs",
+        2,
+        "--backbone",
+        "resnet18",
+        "--weights",
+        "none",
+        "--batch-size",
+        4,
+        "--ple",
+        "R",
+        "--out",
+        tmp_path / "run",
+    )
+    assert (
+        done.returncode == 0
+        and "all positive or all negative in training: Female, Hat" in done.stdout
+    ), done.stderr
     done = command("evaluate.py", tmp_path / "run" / "best.pt")
     assert done.returncode == 0 and done.stdout.count("undefined") >= 3, done.stderr
     state = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
-    assert all(value.isfinite().all() for value in state["model"].values() if isinstance(value, torch.Tensor))
+    assert all(
+        value.isfinite().all()
+        for value in state["model"].values()
+        if isinstance(value, torch.Tensor)
+    )
 
 
 # ---- hostile and broken files ----
 
 
 def picture_files(folder):
-    """Every kind of picture that should read, with the colour of its pixel (2, 1), and those that should not, by name."""
+    """Every kind of picture that should read, with the colour of its pixel (2, 1), and those that
+    should not, by name."""
     colours = np.zeros((6, 4, 3), np.uint8)
     colours[..., 0], colours[2, 1] = 40, (200, 100, 50)
     rgb = Image.fromarray(colours)
@@ -317,13 +495,26 @@ def picture_files(folder):
     exif = Image.Exif()
     exif[0x0112] = 6
     good = {
-        "rgb.png": (rgb, {}, (200, 100, 50)), "grey.png": (grey, {}, (180,) * 3), "bits.png": (grey.point(lambda v: 255 * (v > 100), mode="1"), {}, (255,) * 3),
-        "palette.png": (rgb.quantize(4), {}, (200, 100, 50)), "palette.gif": (rgb.quantize(4), {}, (200, 100, 50)),
-        "alpha.png": (rgb.convert("RGBA"), {}, (200, 100, 50)), "greyalpha.png": (grey.convert("LA"), {}, (180,) * 3),
-        "cmyk.tif": (rgb.convert("CMYK"), {}, (200, 100, 50)), "16bit.png": (Image.fromarray(np.array(grey, np.uint16) * 257), {}, (180,) * 3),
-        "animated.gif": (rgb.quantize(4), dict(save_all=True, append_images=[Image.new("P", (4, 6))]), (200, 100, 50)),
-        "turned.png": (rgb.transpose(Image.Transpose.ROTATE_90), dict(exif=exif), (200, 100, 50)),
-        "progressive.jpg": (rgb.resize((64, 96), Image.Resampling.NEAREST), dict(quality=95, progressive=True), None),
+        "rgb.png": (rgb, {}, (200, 100, 50)),
+        "grey.png": (grey, {}, (180,) * 3),
+        "bits.png": (grey.point(lambda v: 255 * (v > 100), mode="1"), {}, (255,) * 3),
+        "palette.png": (rgb.quantize(4), {}, (200, 100, 50)),
+        "palette.gif": (rgb.quantize(4), {}, (200, 100, 50)),
+        "alpha.png": (rgb.convert("RGBA"), {}, (200, 100, 50)),
+        "greyalpha.png": (grey.convert("LA"), {}, (180,) * 3),
+        "cmyk.tif": (rgb.convert("CMYK"), {}, (200, 100, 50)),
+        "16bit.png": (Image.fromarray(np.array(grey, np.uint16) * 257), {}, (180,) * 3),
+        "animated.gif": (
+            rgb.quantize(4),
+            {"save_all": True, "append_images": [Image.new("P", (4, 6))]},
+            (200, 100, 50),
+        ),
+        "turned.png": (rgb.transpose(Image.Transpose.ROTATE_90), {"exif": exif}, (200, 100, 50)),
+        "progressive.jpg": (
+            rgb.resize((64, 96), Image.Resampling.NEAREST),
+            {"quality": 95, "progressive": True},
+            None,
+        ),
     }
     for name, (image, options, _) in good.items():
         image.save(folder / name, **options)
@@ -331,7 +522,13 @@ def picture_files(folder):
     rgb.save(folder / "whole.png")
     rgb.resize((64, 96)).save(folder / "whole.jpg")
     whole = {name: (folder / name).read_bytes() for name in ("whole.png", "whole.jpg")}
-    bad = {"empty.jpg": b"", "text.jpg": b"hello", "cut.png": whole["whole.png"][:60], "cut.jpg": whole["whole.jpg"][:400], "header.jpg": whole["whole.jpg"][:20]}
+    bad = {
+        "empty.jpg": b"",
+        "text.jpg": b"hello",
+        "cut.png": whole["whole.png"][:60],
+        "cut.jpg": whole["whole.jpg"][:400],
+        "header.jpg": whole["whole.jpg"][:20],
+    }
     for name, content in bad.items():
         (folder / name).write_bytes(content)
     Image.new("1", (20_000, 20_000)).save(folder / "bomb.png")  # 400 million pixels in a small file
@@ -344,11 +541,24 @@ def test_every_kind_of_picture_reads_or_is_refused_by_name(tmp_path):
         image = read_image(tmp_path / name)
         assert image.dtype == torch.uint8 and image.shape[0] == 3, name
         if colour:
-            assert image.shape == (3, 6, 4) and (image[:, 2, 1].int() - torch.tensor(colour)).abs().max() <= 2, name
+            assert (
+                image.shape == (3, 6, 4)
+                and (image[:, 2, 1].int() - torch.tensor(colour)).abs().max() <= 2
+            ), name
     assert read_image(tmp_path / "one.png").flatten().tolist() == [9, 8, 7]
     labels = np.zeros((len(good), 26), np.float32)
-    table = Split("kinds", list(PA100K_GROUPS), list(PA100K_GROUPS.values()), list(good), [tmp_path / name for name in good], labels)
-    assert sum(len(images) for images, *_ in data.loader(table, (64, 48), 4, train=True)) == len(good) // 4 * 4
+    table = Split(
+        "kinds",
+        list(PA100K_GROUPS),
+        list(PA100K_GROUPS.values()),
+        list(good),
+        [tmp_path / name for name in good],
+        labels,
+    )
+    assert (
+        sum(len(images) for images, *_ in data.loader(table, (64, 48), 4, train=True))
+        == len(good) // 4 * 4
+    )
     for name in bad:
         with pytest.raises(ValueError, match=f"{name}: not a readable image") as error:
             read_image(tmp_path / name)
@@ -359,21 +569,65 @@ def test_an_unreadable_picture_in_training_is_one_line(tmp_path):
     write_pa100k(tmp_path, counts=(8, 4, 4))
     (tmp_path / "data" / "000003.jpg").write_bytes(b"")
     for workers in (0, 2):
-        done = command("train.py", "--data", tmp_path, *TINY[2:], "--backbone", "resnet18", "--weights", "none", "--batch-size", 4, "--ple", "none",
-                       "--workers", workers, "--out", tmp_path / f"run{workers}")
-        assert done.returncode == 2 and "000003.jpg: not a readable image" in done.stderr and "Traceback" not in done.stderr
+        done = command(
+            "train.py",
+            "--data",
+            tmp_path,
+            *TINY[2:],
+            "--backbone",
+            "resnet18",
+            "--weights",
+            "none",
+            "--batch-size",
+            4,
+            "--ple",
+            "none",
+            "--workers",
+            workers,
+            "--out",
+            tmp_path / f"run{workers}",
+        )
+        assert (
+            done.returncode == 2
+            and "000003.jpg: not a readable image" in done.stderr
+            and "Traceback" not in done.stderr
+        )
 
 
-@pytest.mark.parametrize("write, file, load", [
-    (write_pa100k, "annotation.mat", ("pa100k", "train")), (write_rap1, "RAP_annotation/RAP_annotation.mat", ("rap1", "train")),
-    (write_peta, "PETA.mat", ("peta", "train")), (lambda folder: write_pcs(folder, "clothing-co-parsing", random_masks(2)[0]), "label_list.mat", ("pcs", "train")),
-    (lambda folder: (random_pictures(folder, upar_content()["image_name"]), write_pickle(folder / "dataset_all.pkl", upar_content())),
-     "dataset_all.pkl", ("upar", "train")),
-])
+@pytest.mark.parametrize(
+    "write, file, load",
+    [
+        (write_pa100k, "annotation.mat", ("pa100k", "train")),
+        pytest.param(
+            write_rap1,
+            "RAP_annotation/RAP_annotation.mat",
+            ("rap1", "train"),
+            marks=pytest.mark.slow,
+        ),
+        (write_peta, "PETA.mat", ("peta", "train")),
+        (
+            lambda folder: write_pcs(folder, "clothing-co-parsing", random_masks(2)[0]),
+            "label_list.mat",
+            ("pcs", "train"),
+        ),
+        (
+            lambda folder: (
+                random_pictures(folder, upar_content()["image_name"]),
+                write_pickle(folder / "dataset_all.pkl", upar_content()),
+            ),
+            "dataset_all.pkl",
+            ("upar", "train"),
+        ),
+    ],
+)
 def test_an_annotation_cut_anywhere_is_one_line(tmp_path, write, file, load):
     write(tmp_path)
     size = (tmp_path / file).stat().st_size
-    refuses_when_cut(tmp_path / file, lambda: data.load_split(load[0], tmp_path, load[1]), 1024 if size > 8192 else max(1, size // 12))
+    refuses_when_cut(
+        tmp_path / file,
+        lambda: data.load_split(load[0], tmp_path, load[1]),
+        1024 if size > 8192 else max(1, size // 12),
+    )
 
 
 def refuses_when_cut(file, read, step):
@@ -385,20 +639,32 @@ def refuses_when_cut(file, read, step):
         except ValueError as error:
             assert file.name in str(error) and "\n" not in str(error), end
         else:  # a checksum's last bytes, for instance, can be missing
-            assert end > len(whole) - 8 and table.names == expected.names and (table.labels == expected.labels).all(), end
+            assert (
+                end > len(whole) - 8
+                and table.names == expected.names
+                and (table.labels == expected.labels).all()
+            ), end
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("folder, file, dataset, kilobytes", [
-    ("pa100k-slice", "annotation.mat", "pa100k", 1), ("peta", "PETA.mat", "peta", 1), ("pa100k", "annotation.mat", "pa100k", 8),
-    ("rap1", "RAP_annotation/RAP_annotation.mat", "rap1", 8)])  # the last two take a tenth of a second and more to read
+@pytest.mark.parametrize(
+    "folder, file, dataset, kilobytes",
+    [
+        ("pa100k-slice", "annotation.mat", "pa100k", 1),
+        ("peta", "PETA.mat", "peta", 1),
+        ("pa100k", "annotation.mat", "pa100k", 8),
+        ("rap1", "RAP_annotation/RAP_annotation.mat", "rap1", 8),
+    ],
+)  # the last two take a tenth of a second and more to read
 def test_a_real_annotation_cut_anywhere_is_one_line(tmp_path, folder, file, dataset, kilobytes):
     pytest.importorskip("scipy", reason="reading .mat files needs scipy")
     if not (REAL / folder / file).is_file():
         pytest.skip("needs the real annotation files beside the project")
     (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / file).write_bytes((REAL / folder / file).read_bytes())
-    refuses_when_cut(tmp_path / file, lambda: getattr(data, dataset)(tmp_path, "train"), 1024 * kilobytes)  # without the images
+    refuses_when_cut(
+        tmp_path / file, lambda: getattr(data, dataset)(tmp_path, "train"), 1024 * kilobytes
+    )  # without the images
 
 
 @pytest.fixture(scope="module")
@@ -432,17 +698,26 @@ def other_types(state):
     state["ema"] = [1, 2]
 
 
-@pytest.mark.parametrize("spoil, message", [
-    (without, "Missing key"), (with_more, "Unexpected key"), (reshaped, "size mismatch for heads.head.weight"), (without_config, "its config has no 'groups'"),
-    (not_a_model, "ple 'Q'"), (other_types, "best.pt"),
-])
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (without, "Missing key"),
+        (with_more, "Unexpected key"),
+        (reshaped, "size mismatch for heads.head.weight"),
+        (without_config, "its config has no 'groups'"),
+        (not_a_model, "ple 'Q'"),
+        (other_types, "best.pt"),
+    ],
+)
 def test_a_checkpoint_that_differs_is_refused(checkpoint, tmp_path, spoil, message):
     state = torch.load(checkpoint, weights_only=True)
     spoil(state)
     torch.save(state, tmp_path / "best.pt")
     for name in ("evaluate.py", "localize.py"):
         done = command(name, tmp_path / "best.pt", "--images", 4)
-        assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
+        assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, (
+            done.stderr
+        )
 
 
 def test_a_checkpoint_cut_anywhere_or_with_code_is_refused_and_nothing_runs(checkpoint, tmp_path):
