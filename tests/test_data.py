@@ -327,6 +327,15 @@ def test_training_batches_depend_on_seed_and_epoch_alone():
         assert not all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
 
 
+def test_each_epoch_has_its_own_order():
+    batches, orders = loader(synthetic("train", count=12), (32, 24), 4, train=True), []
+    for epoch in range(2):
+        data.start_epoch(batches, epoch)
+        orders.append([i for *_, index in batches for i in index.tolist()])
+    assert orders[0] != orders[1]
+    assert sorted(orders[0]) == sorted(orders[1]) == list(range(12))
+
+
 def test_an_item_has_the_models_shapes_and_normalization():
     table = table_of(np.zeros((2, 3)))
     image, labels, keypoints, i = Pedestrians(table, (64, 48))[1]

@@ -370,8 +370,9 @@ def test_afss_choice_and_counts_travel_in_the_state_dict(tmp_path):
     afss = AFSS(["head", "all"])
     afss.update(torch.randn(3, 4, 2), torch.ones(4, 2))
     afss.scales = [2, 0]
-    torch.save(afss.state_dict(), tmp_path / "afss.pt")
-    afss.scales[0] = 1  # the saved choice is a copy
+    state = afss.state_dict()
+    afss.scales[0] = 1  # the state's choice is a copy
+    torch.save(state, tmp_path / "afss.pt")
     other = AFSS(["head", "all"])
     other.load_state_dict(torch.load(tmp_path / "afss.pt", weights_only=True))
     assert other.scales == [2, 0]
