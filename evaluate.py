@@ -60,9 +60,9 @@ def metrics(logits, labels):
     counts = label_counts(logits, labels)
     TP, P, TN, N = counts
     label_mA = 100 * mean_accuracy(counts)  # (L,)
-    predicted, true = logits > 0, labels > 0.5
-    both = (predicted & true).sum(1).double()  # (N,)
-    either = (predicted | true).sum(1)
+    predicted, true = (logits > 0).float(), (labels > 0.5).float()
+    both = (predicted * true).sum(1).double()  # (N,)
+    either = torch.maximum(predicted, true).sum(1)
     accu = (both / either.clamp(min=1)).mean()
     prec = (both / predicted.sum(1).clamp(min=1)).mean()
     rec = (both / true.sum(1).clamp(min=1)).mean()

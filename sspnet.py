@@ -151,9 +151,10 @@ class FPN(nn.Module):
 
 def label_counts(logits, labels):
     """TP, P, TN, N of Eq. 14 per attribute: logits (..., B, L), labels (B, L) -> (4, ..., L)."""
-    predicted, positive = logits > 0, labels > 0.5  # a logit of 0 is a probability of 0.5
-    TP, P = (predicted & positive).sum(-2), positive.sum(-2)
-    TN, N = (~predicted & ~positive).sum(-2), (~positive).sum(-2)
+    predicted = (logits > 0).float()  # a logit of 0 is a probability of 0.5
+    positive = (labels > 0.5).float()  # sums of floats are exact to 2^24 images
+    TP, P = (predicted * positive).sum(-2), positive.sum(-2)
+    TN, N = ((1 - predicted) * (1 - positive)).sum(-2), (1 - positive).sum(-2)
     return torch.stack(torch.broadcast_tensors(TP, P, TN, N)).double()
 
 
@@ -237,9 +238,8 @@ def bilinear_sample(x, points, weights=None):
         fraction = position - low
         neighbour = torch.stack([low, low + 1], -1)  # (B, N, M, 2), the pixels on both sides
         share = torch.stack([1 - fraction, fraction], -1)
-        index = neighbour.int().clamp(0, size - 1)
-        indices.append(index)
-        shares.append(share * (neighbour == index))  # 0 outside the map
+        indices.append(neighbour.int().clamp(0, size - 1))
+        shares.append(share * (neighbour == indices[-1]))  # 0 outside the map
     # Two rows times two columns are the four corners: (B, N, M, 2, 2). A bag is one point's 4 M.
     first = H * W * torch.arange(B, dtype=torch.int32, device=x.device).view(B, 1, 1, 1, 1)
     index = first + W * indices[1].unsqueeze(-1) + indices[0].unsqueeze(-2)
