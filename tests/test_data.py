@@ -380,7 +380,7 @@ def test_synthetic_is_deterministic_and_splits_and_domains_differ():
     ):
         assert not all((a == b).all() for a, b in zip(first.images, other.images, strict=True))
     more = synthetic("val", count=5)  # a longer split begins with the shorter one
-    assert all((a == b).all() for a, b in zip(first.images, more.images, strict=True))
+    assert all((a == b).all() for a, b in zip(first.images, more.images[:3], strict=True))
     both = synthetic("trainval", count=3)
     assert both.names == synthetic("train", count=3).names + first.names
     with pytest.raises(ValueError, match="domain 2"):
