@@ -488,7 +488,7 @@ def reference_pool(feature):
 
 @pytest.mark.parametrize("backbone", ["resnet18", "swin_t"])
 @pytest.mark.parametrize("ple", ["R", "K", "S"])
-@pytest.mark.parametrize("scales", [[1, 0, 2, 1, 0], [2, 1, 1, 0, 0], [0, 2, 0, 2, 1]])
+@pytest.mark.parametrize("scales", [[1, 0, 2, 1, 0], [0, 2, 0, 2, 1]])
 @torch.no_grad()
 def test_eq01_a_whole_model_matches_a_slow_reference(tmp_path, ple, backbone, scales):
     """Image by image, attribute by attribute, at a size that is no multiple of the strides.

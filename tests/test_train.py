@@ -475,6 +475,8 @@ def test_the_plateau_watches_the_validation_loss_of_the_averaged_weights(tmp_pat
 def test_without_a_validation_split_the_rate_falls_in_steps(tmp_path):
     tiny(
         tmp_path / "run",
+        "--images",
+        "8",
         "--train-split",
         "trainval",
         "--schedule",
