@@ -626,21 +626,19 @@ def plain(value, done, depth=0):
     """
     if value is None or isinstance(value, str | int | float):
         return value, 1
-    if id(value) in done:
-        if done[id(value)] is None:
+    key = id(value)
+    if key in done:
+        if done[key] is None:
             raise ValueError("it contains itself")
-        return done[id(value)]
+        return done[key]
     if depth > 20:
         raise ValueError("it is nested more than 20 deep")
-    done[id(value)] = None
+    done[key] = None
     if isinstance(value, PickledArray):
-        value_as_array = value.resolve()
-        result, size = value_as_array, 1
-        if value_as_array.dtype.kind == "O":
-            pairs = [plain(v, done, depth + 1) for v in value_as_array.ravel().tolist()]
-            result, size = [v for v, _ in pairs], sum(n for _, n in pairs)
-        elif value_as_array.ndim == 0:
-            result = value_as_array.item()
+        value = value.resolve()
+        value = value.ravel().tolist() if value.dtype.kind == "O" else value
+    if isinstance(value, np.ndarray):
+        result, size = value.item() if value.ndim == 0 else value, 1
     elif isinstance(value, dict):
         pairs = {str(k): plain(v, done, depth + 1) for k, v in value.items()}
         result, size = {k: v for k, (v, _) in pairs.items()}, sum(n for _, n in pairs.values())
@@ -653,7 +651,7 @@ def plain(value, done, depth=0):
         raise ValueError(f"it holds {type(value).__name__}, expected plain data alone")
     if size > 10**7:
         raise ValueError("it unfolds to more than ten million values")
-    done[id(value)] = result, size
+    done[key] = result, size
     return result, size
 
 
@@ -1410,7 +1408,7 @@ FREQUENCY = parse_pairs("""
     LowerStripe:0.07 LowerPattern:0.07 LongCoat:0.07 boots:0.10 Female:0.45
 """)
 SPLIT_SIZES = {"train": 2400, "val": 300, "test": 600}
-UPPER, LOWER = ["UpperStride", "UpperLogo", "UpperPlaid", "UpperSplice"], ["LowerStripe"]
+UPPER = ["UpperStride", "UpperLogo", "UpperPlaid", "UpperSplice"]
 LEGS, ARMS = ((2, 1, 0), (3, 4, 5)), ((12, 11, 10), (13, 14, 15))  # MPII, from the trunk outwards
 SKIN_EDGE, SHOE, GLASS, PUPIL = (205, 160, 130), (40, 35, 35), (20, 20, 25), (30, 20, 20)
 

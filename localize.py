@@ -180,11 +180,10 @@ def find_boxes(model, split, output_indices, batches, wanted, args, panels=()):
         Probabilities (N, L), and one record per image and attribute looked at.
     """
     cam = {"grad-cam": grad_cam, "grad-cam-p": grad_cam_p}[args.cam]
-    everything = [j for k in wanted for j in output_indices[k]]
+    own = sorted({j for k in wanted for j in output_indices[k]})
     probabilities, records, started = [], [], time.time()
     for images, _, keypoints, index in batches:
         images = images.to(args.device, memory_format=torch.channels_last)
-        own = sorted(set(everything))
         logits, responses = response_maps(model, images, own, keypoints.to(args.device), cam)
         logits, responses = logits.float().cpu(), to_host(model, own, responses)
         probability = max_over_outputs(logits, output_indices).sigmoid()
@@ -240,8 +239,9 @@ def tabulate(split, records, thresholds):
         found = [r for r in records if r["attribute"] == k and "IoU" in r]
         ious = np.array([r["IoU"] for r in found])  # (boxes, thresholds)
         pcc = pearson(ious[:, 0], [r["probability"] for r in found])
-        row = {"attribute": split.attributes[k], "boxes": len(found), "IoU": ious[:, 0].mean()}
-        rows.append({**row, "IoU": float(row["IoU"]), "PCC": pcc})
+        iou = float(ious[:, 0].mean())
+        named = {"attribute": split.attributes[k], "boxes": len(found)}
+        rows.append({**named, "IoU": iou, "PCC": pcc})
         by_threshold.append(ious.mean(0))
     by_threshold = np.mean(by_threshold, 0).tolist()
     pccs = [row["PCC"] for row in rows if not np.isnan(row["PCC"])]

@@ -333,10 +333,16 @@ def validate(ema, batches, loss_of, args):
 
 
 def check_files(args):
-    """Refuses an --out that would lose something or could not be written, and absent files."""
-    if args.resume:
-        read_checkpoint(args.out / "last.pt")
-    elif args.weights not in ("none", "imagenet") and not Path(args.weights).is_file():
+    """Refuses an --out that would lose something or could not be written, and absent files.
+
+    Returns the checkpoint to resume from, or None.
+    """
+    checkpoint = read_checkpoint(args.out / "last.pt") if args.resume else None
+    if (
+        not args.resume
+        and args.weights not in ("none", "imagenet")
+        and not Path(args.weights).is_file()
+    ):
         raise ValueError(f"--weights {args.weights}: no such file, expected imagenet, none or it")
     if args.out.exists() and not args.out.is_dir():
         raise ValueError(f"--out {args.out}: this is a file, expected a folder")
@@ -349,6 +355,7 @@ def check_files(args):
                 f"{args.out / name}: a training is here already: give --resume to continue it, "
                 "or another --out"
             )
+    return checkpoint
 
 
 def save(file, value):
@@ -395,9 +402,8 @@ def describe(row):
     return f"{line}  {row['seconds']:.0f} s"
 
 
-def restore(state, config, file):
-    """Loads last.pt into `state`; returns its epoch, best mA and log rows."""
-    checkpoint = read_checkpoint(file)
+def restore(state, config, checkpoint, file):
+    """Loads the content of last.pt into `state`; returns its epoch, best mA and log rows."""
     for key in (*RESUME_KEYS, "attributes", "digest"):
         was, now = checkpoint["config"].get(key), config[key]
         if was != now:
@@ -553,7 +559,7 @@ def save_last(state, common, run, rows, args):
 
 def main(argv=None):
     args = parse_arguments(argv)
-    check_files(args)
+    checkpoint = check_files(args)
     args.device = set_up_device(args.device)
     for text in EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", message=text)
@@ -576,7 +582,7 @@ def main(argv=None):
     }
     first, best, rows = 0, -math.inf, []
     if args.resume:
-        first, best, rows = restore(state, config, args.out / "last.pt")
+        first, best, rows = restore(state, config, checkpoint, args.out / "last.pt")
     run = {"first": first, "saved": first, "best": best, "started": time.time()}
     print_header(batches.dataset.split, batches, args)
     if not args.resume and RANK == 0:
