@@ -28,6 +28,7 @@ import re
 import sys
 import time
 import warnings
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -42,13 +43,8 @@ from torch import nn
 from sspnet import GROUPS, load_weights
 
 DATASETS = ("synthetic", "pa100k", "rap1", "peta", "upar", "pcs", "csv")
-PARTS = {
-    "train": ("train",),
-    "val": ("val",),
-    "test": ("test",),
-    "trainval": ("train", "val"),
-    "all": ("train", "val", "test"),
-}
+PARTS = {part: (part,) for part in ("train", "val", "test")}
+PARTS.update(trainval=("train", "val"), all=("train", "val", "test"))
 WITHOUT_VALIDATION = ("rap1", "pcs")  # their "trainval" is "train"
 DATA_KEYS = ("dataset", "data", "keypoints", "partition", "exclude", "domain")  # name a source
 FLIP = [5, 4, 3, 2, 1, 0, 6, 7, 8, 9, 15, 14, 13, 12, 11, 10]  # MPII's left and right exchanged
@@ -105,12 +101,13 @@ class Split:
 
     def subset(self, indices):
         """The same split with some of its images."""
-        arrays = {"labels": self.labels[indices]}
-        for field in ("keypoints", "boxes"):
-            if getattr(self, field) is not None:
-                arrays[field] = getattr(self, field)[indices]
-        names = [self.names[i] for i in indices]
-        return replace(self, names=names, images=[self.images[i] for i in indices], **arrays)
+        chosen = {}
+        for field in ("names", "images", "labels", "keypoints", "boxes"):
+            value = getattr(self, field)
+            chosen[field] = [value[i] for i in indices] if isinstance(value, list) else value
+            if isinstance(value, np.ndarray):
+                chosen[field] = value[indices]
+        return replace(self, **chosen)
 
 
 def load_split(dataset, data=None, split="test", keypoints=None, partition=None, exclude=None):
@@ -135,7 +132,7 @@ def load_split(dataset, data=None, split="test", keypoints=None, partition=None,
         raise ValueError(f"--exclude {' '.join(exclude)}: {dataset} is not made of parts, upar is")
     partition = 1 if partition is None else partition
     pickled = dataset == "upar" or data.suffix == ".pkl"
-    if pickled and dataset not in PICKLED:
+    if pickled and dataset not in PUBLISHED:
         raise ValueError(f"{data}: {dataset} is not read from a pickle")
     try:
         reader = read_pickled if pickled else READERS[dataset]
@@ -190,13 +187,20 @@ def photo_split(paths, attributes, groups, keypoints=None):
             if not found:
                 expected = ", ".join(IMAGE_SUFFIXES)
                 raise FileNotFoundError(f"{path}: no images in this folder, expected {expected}")
-        elif not path.is_file():
-            raise FileNotFoundError(f"{path}: no such image or folder")
+        else:
+            existing(path, "image or folder")
         files += found
     names = [file.name for file in files]
     points = read_keypoints(keypoints, names) if keypoints else None
     labels = np.zeros((len(files), len(attributes)))
     return Split("photos", attributes, groups, names, files, labels, points)
+
+
+def existing(file, what="file"):
+    """The path as it is; a named pipe, which would wait for ever, is no file."""
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"{file}: no such {what}")
+    return Path(file)
 
 
 def digest(names):
@@ -206,9 +210,8 @@ def digest(names):
 
 def check_images(images):
     """All images must be there: one listing of each folder, not one question per image."""
-    folders = {image.parent for image in images}
     there = set()
-    for folder in folders:
+    for folder in {image.parent for image in images}:
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder}: no such folder, expected images in it")
         there |= {folder / name for name in os.listdir(folder)}
@@ -221,37 +224,38 @@ def check_images(images):
 # ---- Batches
 
 
+@contextmanager
+def opened_image(file):
+    """Pillow's image of a file; whatever goes wrong with it becomes a ValueError with its name."""
+    existing(file, "image")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(file) as image:
+                yield image
+    except Exception as error:  # Pillow raises many kinds for a damaged file
+        raise ValueError(f"{file}: not a readable image ({error})") from None
+
+
 def read_image(source):
     """A path or a drawn array -> (3, H, W) uint8 RGB tensor."""
     if isinstance(source, np.ndarray):
         return torch.from_numpy(source).permute(2, 0, 1)
-    if not Path(source).is_file():  # a named pipe would wait for ever
-        raise FileNotFoundError(f"{source}: no such image")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(source) as image:
-                image = ImageOps.exif_transpose(image)  # of an animation, the first image
-                if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip at 255
-                    grey = (np.asarray(image, np.float32) / 257).round().clip(0, 255)
-                    image = Image.fromarray(grey.astype(np.uint8))
-                return VF.pil_to_tensor(image.convert("RGB"))
-    except Exception as error:  # Pillow raises many kinds for a damaged file
-        raise ValueError(f"{source}: not a readable image ({error})") from None
+    with opened_image(source) as image:
+        image = ImageOps.exif_transpose(image)  # of an animation, the first image
+        if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip at 255
+            grey = (np.asarray(image, np.float32) / 257).round().clip(0, 255)
+            image = Image.fromarray(grey.astype(np.uint8))
+        return VF.pil_to_tensor(image.convert("RGB"))
 
 
 def image_size(source):
     """(H, W) as `read_image` will give them, from a file's header alone."""
     if isinstance(source, np.ndarray):
         return source.shape[:2]
-    if not Path(source).is_file():
-        raise FileNotFoundError(f"{source}: no such image")
-    try:
-        with Image.open(source) as image:
-            turned = image.getexif().get(0x0112, 1) >= 5
-            return image.size if turned else image.size[::-1]
-    except Exception as error:
-        raise ValueError(f"{source}: not a readable image ({error})") from None
+    with opened_image(source) as image:
+        turned = image.getexif().get(0x0112, 1) >= 5
+        return image.size if turned else image.size[::-1]
 
 
 def normalize(image):
@@ -340,32 +344,65 @@ def start_epoch(batches, epoch):
 # ---- Readers: (folder, parts of the split, partition, dataset) -> Split
 
 
-def groups_of(attributes, pairs, where):
-    """Each attribute's group by (name or pattern, group) pairs; exact names go before patterns."""
-    pairs = [(pattern.lower(), group) for pattern, group in pairs]
-    groups = []
-    for attribute in attributes:
-        name = attribute.lower()
-        exact = [group for pattern, group in pairs if pattern == name]
-        fitting = exact or [group for pattern, group in pairs if fnmatchcase(name, pattern)]
-        if not fitting:
-            expected = ", ".join(GROUPS)
-            raise ValueError(f"{where}: attribute {attribute} is in none of the groups {expected}")
-        groups.append(fitting[0])
-    return groups
-
-
 def parse_pairs(text):
     """ "name:value name:value" -> {name: value}."""
     return dict(pair.split(":") for pair in text.split())
 
 
-def pairs_of(table):
-    """{group: "names and patterns"} -> (name or pattern, group) pairs."""
-    pairs = []
-    for group, patterns in table.items():
-        pairs += [(pattern, group) for pattern in patterns.split()]
-    return pairs
+# The groups of attributes, by name or pattern; of several patterns that fit the first counts.
+# Tab. A.11, under the names of PA-100K's annotation file and in its order:
+PA100K_GROUPS = parse_pairs("""
+    Female:all AgeOver60:all Age18-60:all AgeLess18:all Front:all Side:all Back:all Hat:head
+    Glasses:head HandBag:all ShoulderBag:all Backpack:torso HoldObjectsInFront:all
+    ShortSleeve:torso LongSleeve:torso UpperStride:torso UpperLogo:torso UpperPlaid:torso
+    UpperSplice:torso LowerStripe:bottom LowerPattern:bottom LongCoat:all Trousers:bottom
+    Shorts:bottom Skirt&Dress:all boots:bottom
+""")
+# The other datasets' by analogy:
+RAP1_GROUPS = parse_pairs("""
+    hs-*:head ub-*:torso attach*-Backpack:torso lb-Dress:all lb-*:bottom shoes-*:bottom Female:all
+    Age*:all Body*:all Customer:all Clerk:all Employee:all attach*-*:all action-*:all
+""")
+PETA_GROUPS = parse_pairs("""
+    accessory*:head hair*:head upperBody*:torso carryingBackpack:torso lowerBody*:bottom
+    footwear*:bottom personal*:all carrying*:all
+""")
+UPAR_GROUPS = parse_pairs("""
+    Hair-*:head Accessory-Hat:head Accessory-Glasses-*:head UpperBody-*:torso
+    Accessory-Backpack:torso LowerBody-*Skirt&Dress:all LowerBody-*:bottom Age-*:all Gender-*:all
+    Accessory-Bag:all
+""")
+# Not among them: null, skin and hair, which are on everybody.
+PCS_GROUPS = parse_pairs("""
+    Hat:head Glasses:head Sunglasses:head Earrings:head T-shirt:torso Shirt:torso Blouse:torso
+    Sweater:torso Sweatshirt:torso Hoodie:torso Jumper:torso Cardigan:torso Vest:torso Top:torso
+    Jacket:torso Blazer:torso Cape:torso Bra:torso Scarf:torso Tie:torso Necklace:torso Belt:torso
+    Skirt:bottom Jeans:bottom Pants:bottom Shorts:bottom Leggings:bottom Tights:bottom
+    Stockings:bottom Socks:bottom Panties:bottom Boots:bottom Shoes:bottom Sandals:bottom
+    Loafers:bottom Heels:bottom Pumps:bottom Flats:bottom Wedges:bottom Clogs:bottom
+    Sneakers:bottom Dress:all Coat:all Suit:all Romper:all Bodysuit:all Swimwear:all Intimate:all
+    Bag:all Purse:all Wallet:all Accessories:all Bracelet:all Ring:all Gloves:all Watch:all
+""")
+PUBLISHED = {  # groups of attributes, and where images may lie
+    "pa100k": (PA100K_GROUPS, ("release_data/release_data", "data")),
+    "rap1": (RAP1_GROUPS, ("RAP_dataset",)),
+    "peta": (PETA_GROUPS, ("images",)),
+    "upar": (UPAR_GROUPS, ("", "data")),
+}
+
+
+def groups_of(attributes, table, where):
+    """Each attribute's group by a table of names and patterns; its name goes before patterns."""
+    table = {pattern.lower(): group for pattern, group in table.items()}
+    groups = []
+    for attribute in attributes:
+        name = attribute.lower()
+        fitting = [name] if name in table else [p for p in table if fnmatchcase(name, p)]
+        if not fitting:
+            expected = ", ".join(GROUPS)
+            raise ValueError(f"{where}: attribute {attribute} is in none of the groups {expected}")
+        groups.append(table[fitting[0]])
+    return groups
 
 
 def image_folder(folder, places, name):
@@ -377,8 +414,7 @@ def image_folder(folder, places, name):
 
 def read_mat(file):
     """A MATLAB file's variables: structs as dicts, cells as arrays, without empty axes."""
-    if not file.is_file():
-        raise FileNotFoundError(f"{file}: no such file")
+    existing(file)
     try:
         from scipy.io import loadmat  # only .mat files need scipy
     except ImportError:
@@ -437,14 +473,13 @@ def parts_there(parts, published):
     return found
 
 
-# Tab. A.11, under the names of PA-100K's annotation file and in its order.
-PA100K_GROUPS = parse_pairs("""
-    Female:all AgeOver60:all Age18-60:all AgeLess18:all Front:all Side:all Back:all Hat:head
-    Glasses:head HandBag:all ShoulderBag:all Backpack:torso HoldObjectsInFront:all
-    ShortSleeve:torso LongSleeve:torso UpperStride:torso UpperLogo:torso UpperPlaid:torso
-    UpperSplice:torso LowerStripe:bottom LowerPattern:bottom LongCoat:all Trousers:bottom
-    Shorts:bottom Skirt&Dress:all boots:bottom
-""")
+def assemble(dataset, file, folder, attributes, names, labels, indices):
+    """The chosen images of an annotation file as a `Split`; labels (N, L or more)."""
+    table, places = PUBLISHED[dataset]
+    place = image_folder(folder, places, (names or [""])[0])
+    images, groups = [place / name for name in names], groups_of(attributes, table, file)
+    whole = Split(str(file), attributes, groups, names, images, labels[:, : len(attributes)])
+    return whole.subset(np.concatenate(indices))
 
 
 def pa100k(folder, parts, partition, dataset):
@@ -456,19 +491,8 @@ def pa100k(folder, parts, partition, dataset):
         part_names = strings(mat[f"{part}_images_name"])
         labels.append(labels_of(mat[f"{part}_label"], part_names, attributes))
         names += part_names
-    place = image_folder(folder, ("release_data/release_data", "data"), (names or [""])[0])
-    groups = groups_of(attributes, PA100K_GROUPS.items(), file)
-    images = [place / name for name in names]
-    return Split(str(file), attributes, groups, names, images, np.concatenate(labels))
-
-
-# The other datasets' groups, by analogy with Tab. A.11; of several patterns the first counts.
-RAP1_GROUPS = {
-    "head": "hs-*",
-    "torso": "ub-* attach*-Backpack",
-    "all": "lb-Dress Female Age* Body* Customer Clerk Employee attach*-* action-*",
-    "bottom": "lb-* shoes-*",
-}
+    indices = [range(len(names))]
+    return assemble(dataset, file, folder, attributes, names, np.concatenate(labels), indices)
 
 
 def rap1(folder, parts, partition, dataset):
@@ -476,25 +500,12 @@ def rap1(folder, parts, partition, dataset):
     file = folder / "RAP_annotation" / "RAP_annotation.mat"
     rap = read_mat(file)["RAP_annotation"]
     names, attributes = strings(rap["imagesname"]), strings(rap["attribute_eng"])
-    labels = labels_of(rap["label"], names, attributes)[:, :51]
+    labels, indices = labels_of(rap["label"], names, attributes), []
     labels[labels == 2] = 0  # unsure counts as absent, as the field does
-    attributes = attributes[:51]
-    indices = []
     for part in parts_there(parts, ("train", "test")):
         given = [p[f"{part}_index"] for p in np.atleast_1d(rap["partion"])]
         indices.append(pick(given, partition, part, len(names), first=1))
-    groups = groups_of(attributes, pairs_of(RAP1_GROUPS), file)
-    images = [folder / "RAP_dataset" / name for name in names]
-    whole = Split(str(file), attributes, groups, names, images, labels)
-    return whole.subset(np.concatenate(indices))
-
-
-PETA_GROUPS = {
-    "head": "accessory* hair*",
-    "torso": "upperBody* carryingBackpack",
-    "all": "personal* carrying*",
-    "bottom": "lowerBody* footwear*",
-}
+    return assemble(dataset, file, folder, attributes[:51], names, labels, indices)
 
 
 def peta(folder, parts, partition, dataset):
@@ -503,15 +514,11 @@ def peta(folder, parts, partition, dataset):
     mat = read_mat(file)["peta"]
     names = [f"{i + 1:05d}.png" for i in range(len(mat["data"]))]
     attributes = strings(mat["attribute"])
-    labels = labels_of(mat["data"][:, 4:], names, attributes)[:, :35]
-    attributes, indices = attributes[:35], []
+    labels, indices = labels_of(mat["data"][:, 4:], names, attributes), []
     for part in parts:
         given = [p[part] for p in np.atleast_1d(mat["partion_attribute"])]
         indices.append(pick(given, partition, part, len(names), first=1))
-    groups = groups_of(attributes, pairs_of(PETA_GROUPS), file)
-    images = [folder / "images" / name for name in names]
-    whole = Split(str(file), attributes, groups, names, images, labels)
-    return whole.subset(np.concatenate(indices))
+    return assemble(dataset, file, folder, attributes[:35], names, labels, indices)
 
 
 # ---- The field's dataset_all.pkl: a pickle, read without running anything on its word
@@ -655,38 +662,22 @@ def plain(value, done, depth=0):
     return result, size
 
 
-UPAR_GROUPS = {
-    "head": "Hair-* Accessory-Hat Accessory-Glasses-*",
-    "torso": "UpperBody-* Accessory-Backpack",
-    "all": "LowerBody-*Skirt&Dress Age-* Gender-* Accessory-Bag",
-    "bottom": "LowerBody-*",
-}
-PICKLED = {  # groups, and where the images may lie
-    "pa100k": (PA100K_GROUPS.items(), ("release_data/release_data", "data")),
-    "rap1": (pairs_of(RAP1_GROUPS), ("RAP_dataset",)),
-    "peta": (pairs_of(PETA_GROUPS), ("images",)),
-    "upar": (pairs_of(UPAR_GROUPS), ("", "data")),
-}
-
-
 def read_pickled(file, parts, partition, dataset):
     """`dataset_all.pkl`: image_name, label, attr_name, partition, perhaps label_idx.eval.
 
     UPAR is published this way, and so are the splits of PETA and RAP that share no person between
     train and test (RAP's is of RAP v2).
     """
-    file = file / "dataset_all.pkl" if file.is_dir() else file
-    if not file.is_file():
-        raise FileNotFoundError(f"{file}: no such file")
+    file = existing(file / "dataset_all.pkl" if file.is_dir() else file)
     try:
         with open(file, "rb") as opened:
             content, _ = plain(PlainUnpickler(opened, encoding="latin1").load(), {})
         names, attributes = strings(content["image_name"]), strings(content["attr_name"])
         labels = labels_of(np.asarray(content["label"], np.float32), names, attributes)
-        labels[labels == 2] = 0  # RAP's unsure
         columns = content.get("label_idx", {}).get("eval", range(len(attributes)))
         columns = np.asarray(columns, np.int64)
-        attributes = [attributes[j] for j in columns]
+        labels, attributes = labels[:, columns], [attributes[j] for j in columns]
+        labels[labels == 2] = 0  # RAP's unsure
         attributes = ["Female" if name == "Femal" else name for name in attributes]  # RAP v2's
         published = content["partition"]
         if "train" not in published and "trainval" in published:
@@ -697,12 +688,7 @@ def read_pickled(file, parts, partition, dataset):
     except Exception as error:  # a damaged pickle raises nearly anything
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ValueError(f"{file}: not a readable dataset pickle ({reason})") from None
-    pairs, places = PICKLED[dataset]
-    place = image_folder(file.parent, places, (names or [""])[0])
-    groups = groups_of(attributes, pairs, file)
-    images = [place / name for name in names]
-    whole = Split(str(file), attributes, groups, names, images, labels[:, columns])
-    return whole.subset(np.concatenate(indices))
+    return assemble(dataset, file, file.parent, attributes, names, labels, indices)
 
 
 def without_parts(split, exclude):
@@ -717,16 +703,6 @@ def without_parts(split, exclude):
 
 
 # ---- People Clothing Segmentation: an attribute is a class of the masks
-
-PCS_GROUPS = {  # not among them: null, skin and hair, which are on everybody
-    "head": "Hat Glasses Sunglasses Earrings",
-    "torso": """T-shirt Shirt Blouse Sweater Sweatshirt Hoodie Jumper Cardigan Vest Top Jacket
-        Blazer Cape Bra Scarf Tie Necklace Belt""",
-    "bottom": """Skirt Jeans Pants Shorts Leggings Tights Stockings Socks Panties Boots Shoes
-        Sandals Loafers Heels Pumps Flats Wedges Clogs Sneakers""",
-    "all": """Dress Coat Suit Romper Bodysuit Swimwear Intimate Bag Purse Wallet Accessories
-        Bracelet Ring Gloves Watch""",
-}
 
 
 def pcs(folder, parts, partition, dataset):
@@ -743,8 +719,8 @@ def pcs(folder, parts, partition, dataset):
         photos = [
             folder / "png_images" / "IMAGES" / mask.name.replace("seg_", "img_") for mask in masks
         ]
-        rows = [row for row in read_csv(file)[1:] if len(row) > 1 and row[0].isdigit()]
-        known = {int(row[0]): row[1] for row in rows}
+        rows = [row for _, row in read_csv(file)[1:]]
+        known = {int(row[0]): row[1] for row in rows if len(row) > 1 and row[0].isdigit()}
         if max(known, default=0) > 1000:
             raise ValueError(f"{file}: class {max(known)}, expected at most 1000")
         classes = [known.get(i) or "null" for i in range(max(known, default=-1) + 1)]
@@ -760,8 +736,7 @@ def pcs(folder, parts, partition, dataset):
     classes = [name.capitalize() for name in classes]
     boxes = np.stack([mask_boxes(*pair, classes) for pair in zip(masks, photos, strict=True)])
     counts = np.isfinite(boxes[:, :, 0]).sum(0)
-    grouped = {name for name, _ in pairs_of(PCS_GROUPS)}
-    frequent = [classes[c] for c in np.flatnonzero(counts >= 50) if classes[c] in grouped]
+    frequent = [classes[c] for c in np.flatnonzero(counts >= 50) if classes[c] in PCS_GROUPS]
     attributes = list(dict.fromkeys([*PCS_SHARED, *frequent]))
     missing = [name for name in attributes if name not in classes]
     if missing:
@@ -770,7 +745,7 @@ def pcs(folder, parts, partition, dataset):
     indices = [i for i in range(len(masks)) if ("test" if i % 5 == 4 else "train") in wanted]
     boxes = boxes[:, [classes.index(name) for name in attributes]]
     labels = np.isfinite(boxes[:, :, 0])
-    groups = groups_of(attributes, pairs_of(PCS_GROUPS), file)
+    groups = [PCS_GROUPS[name] for name in attributes]
     names = [photo.name for photo in photos]
     whole = Split(str(folder), attributes, groups, names, photos, labels, boxes=boxes)
     return whole.subset(indices)
@@ -797,8 +772,7 @@ def read_mask(file):
     if file.suffix == ".mat":
         mask = np.asarray(read_mat(file).get("groundtruth"))
     else:
-        image_size(file)  # names what is not an image
-        with Image.open(file) as image:
+        with opened_image(file) as image:
             mask = np.asarray(image)
         mask = mask[:, :, 0] if mask.ndim == 3 else mask  # grey stored as colour
     if mask.ndim != 2 or not mask.size or mask.dtype.kind not in "biuf":
@@ -820,23 +794,22 @@ def csv_split(folder, parts, partition, dataset):
     names, labels = [], []
     reference = folder / "train.csv"
     reference = reference if reference.is_file() else folder / f"{parts[0]}.csv"
-    attributes = read_csv(reference)[0][1:]
+    attributes = read_csv(reference)[0][1][1:]
     for part in parts:
         file = folder / f"{part}.csv"
-        header, *rows = read_csv(file)
+        (_, header), *rows = read_csv(file)
         if len(header) < 2 or len(set(header)) < len(header):
             found = ", ".join(header)
             raise ValueError(f"{file}: its header is {found}, expected image and attributes, once")
         if header[1:] != attributes:
             raise ValueError(f"{file}: its attributes are not those of {reference.name}, in order")
-        for row in rows:
+        for line, row in rows:
+            where = f"{file}: line {line} ({row[0][:60]}) has"
             wrong = [value for value in row[1:] if value not in ("0", "1", "0.0", "1.0")]
             if len(row) != len(header):
-                counts = f"{len(row)} columns, expected {len(header)}"
-                raise ValueError(f"{file}: line {row.line} ({row[0][:60]}) has {counts}")
+                raise ValueError(f"{where} {len(row)} columns, expected {len(header)}")
             if wrong:
-                found = f"has the label {wrong[0]!r}, expected 0 or 1"
-                raise ValueError(f"{file}: line {row.line} ({row[0][:60]}) {found}")
+                raise ValueError(f"{where} the label {wrong[0]!r}, expected 0 or 1")
             names.append(row[0])
             labels.append(row[1:])
     place = image_folder(folder, ("", "data", "release_data/release_data"), (names or [""])[0])
@@ -850,7 +823,7 @@ def csv_groups(folder):
     """The (name, group) pairs of `groups.json`, or PA-100K's, and where they are from."""
     file = folder / "groups.json"
     if not file.exists():
-        return PA100K_GROUPS.items(), f"{folder}: no groups.json, PA-100K's groups are taken"
+        return PA100K_GROUPS, f"{folder}: no groups.json, PA-100K's groups are taken"
     try:
         groups = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -858,28 +831,19 @@ def csv_groups(folder):
     if not isinstance(groups, dict) or not all(isinstance(g, str) for g in groups.values()):
         expected = f'{{"attribute": "group", ...}} with the groups {", ".join(GROUPS)}'
         raise ValueError(f"{file}: expected {expected}")
-    return groups.items(), file
-
-
-class CsvRow(list):
-    """A row's values and the line that it starts in."""
-
-    line = 0
+    return groups, file
 
 
 def read_csv(file):
-    """A CSV file's rows as lists of stripped strings, without empty lines."""
-    if not file.is_file():
-        raise FileNotFoundError(f"{file}: no such file")
+    """A CSV file's rows as (line number, stripped strings), without empty lines."""
     rows, line = [], 1
     try:
-        with open(file, newline="", encoding="utf-8-sig") as opened:
+        with open(existing(file), newline="", encoding="utf-8-sig") as opened:
             reader = csv.reader(opened, strict=True)
             for values in reader:
-                row = CsvRow(value.strip() for value in values)
-                row.line, line = line, reader.line_num + 1
-                if row:
-                    rows.append(row)
+                if values:
+                    rows.append((line, [value.strip() for value in values]))
+                line = reader.line_num + 1
     except (csv.Error, UnicodeDecodeError) as error:
         where = f"line {line}: a quote opened there?"
         raise ValueError(f"{file}: not a CSV file ({error}; {where})") from None
@@ -1000,8 +964,7 @@ def read_keypoints(file, names):
     The file is an .npz with `names` (K,) and `keypoints` (K, 16, 3): x, y in image pixels and a
     confidence, which PLE-K does not use; in MPII order.
     """
-    if not Path(file).is_file():
-        raise FileNotFoundError(f"{file}: no such keypoint file")
+    existing(file, "keypoint file")
     try:
         with np.load(file, allow_pickle=False) as archive:
             known = strings(archive["names"])
@@ -1155,23 +1118,9 @@ def pose_model(name, weights):
     return model.eval()
 
 
-class Images(torch.utils.data.Dataset):
-    """The images alone, in their own sizes."""
-
-    def __init__(self, images):
-        self.images = images
-
-    def __len__(self):
-        return len(self.images)
-
-    def __getitem__(self, i):
-        return read_image(self.images[i])
-
-
-def image_batches(images, batch_size, workers):
-    """A loader of lists of (3, H, W) uint8 images."""
-    dataset = Images(images)
-    return torch.utils.data.DataLoader(dataset, batch_size, num_workers=workers, collate_fn=list)
+def read_images(sources):
+    """A list of (3, H, W) uint8 images in their own sizes."""
+    return [read_image(source) for source in sources]
 
 
 @torch.inference_mode()
@@ -1190,29 +1139,24 @@ def find_keypoints(model, split, out, batch_size=32, workers=0, source=""):
         raise ValueError(f"{out}: is here already, give another --out")
     if len(set(split.names)) < len(split.names):
         raise ValueError(f"{split.name}: two images have the same name")
-    N, started = len(split.names), time.time()
-    points, sizes, done = torch.zeros(N, 16, 3), torch.ones(N, 2), 0
-    if part.exists():
-        points, sizes, done = read_part(part, split, source)
-    before = done
-    common = {"names": split.names, "source": source}
+    points = read_part(part, split, source) if part.exists() else []  # each (16, 3)
+    before, N, started = len(points), len(split.names), time.time()
+    common = {"num_workers": workers, "collate_fn": read_images}
+    batches = torch.utils.data.DataLoader(split.images[before:], batch_size, **common)
     try:
-        batches = image_batches(split.images[done:], batch_size, workers)
         for step, images in enumerate(batches, 1):
-            found = model.find(images)
-            points[done : done + len(images)] = found
-            shapes = [[image.shape[2], image.shape[1]] for image in images]
-            sizes[done : done + len(images)] = torch.tensor(shapes)
-            done += len(images)
-            show_progress(f"{done}/{N} images", done - before, N - before, started)
+            points += list(model.find(images))
+            show_progress(f"{len(points)}/{N} images", len(points) - before, N - before, started)
             if step % 20 == 0:
-                write_npz(part, keypoints=points, sizes=sizes, done=done, **common)
+                write_npz(part, names=split.names, source=source, keypoints=torch.stack(points))
     finally:
-        if before < done < N:
-            write_npz(part, keypoints=points, sizes=sizes, done=done, **common)
+        if before < len(points) < N:
+            write_npz(part, names=split.names, source=source, keypoints=torch.stack(points))
+    points = torch.stack(points)
     nobody = (points[:, :, 2] == 0).all(1)
     if nobody.all():
         raise ValueError(f"{split.name}: nobody was found on any image")
+    sizes = torch.tensor([image_size(image)[::-1] for image in split.images])  # (N, 2)
     mean = ((points[:, :, :2] + 0.5) / sizes[:, None])[~nobody].mean(0)  # (16, 2)
     points[nobody, :, :2] = mean * sizes[nobody, None] - 0.5
     write_npz(out, names=split.names, keypoints=points)
@@ -1221,19 +1165,17 @@ def find_keypoints(model, split, out, batch_size=32, workers=0, source=""):
 
 
 def read_part(part, split, source):
-    """Points, sizes and number of images done from an interrupted `find_keypoints`."""
-    N = len(split.names)
+    """The points that an interrupted `find_keypoints` has found, a list of (16, 3)."""
     try:
         with np.load(part, allow_pickle=False) as archive:
             made = archive["names"].tolist(), str(archive["source"])
-            points = torch.from_numpy(archive["keypoints"]).reshape(N, 16, 3)
-            sizes, done = torch.from_numpy(archive["sizes"]).reshape(N, 2), int(archive["done"])
+            points = list(torch.from_numpy(archive["keypoints"]).reshape(-1, 16, 3))
     except Exception as error:
         reason = f"not a part of a keypoint file ({error})"
         raise ValueError(f"{part}: {reason}; remove it to begin anew") from None
-    if made != (split.names, source) or not 0 <= done <= N:
+    if made != (split.names, source) or len(points) > len(split.names):
         raise ValueError(f"{part}: was begun with other images or weights; remove it to begin anew")
-    return points, sizes, done
+    return points
 
 
 # ---- What the commands share
@@ -1321,6 +1263,14 @@ def show_progress(text, done, total, started):
 show_progress.shown = 0.0
 
 
+@contextmanager
+def replacing(file):
+    """A temporary path that replaces `file` in the end, so that `file` is always whole."""
+    temporary = Path(f"{file}.tmp")
+    yield temporary
+    os.replace(temporary, file)
+
+
 def write_json(file, value):
     """Writes a result as JSON; NaN, an undefined figure, becomes null. ASCII in any locale."""
 
@@ -1331,27 +1281,23 @@ def write_json(file, value):
             return [finite(w) for w in v]
         return None if isinstance(v, float) and not math.isfinite(v) else v
 
-    temporary = Path(f"{file}.tmp")
-    temporary.write_text(json.dumps(finite(value), indent=1) + "\n", encoding="ascii")
-    os.replace(temporary, file)
+    with replacing(file) as temporary:
+        temporary.write_text(json.dumps(finite(value), indent=1) + "\n", encoding="ascii")
 
 
 def write_npz(file, **arrays):
-    """np.savez, through a temporary file so that `file` is always whole."""
-    temporary = Path(f"{file}.tmp")
-    with open(temporary, "wb") as opened:
+    """np.savez of whatever numpy takes."""
+    with replacing(file) as temporary, open(temporary, "wb") as opened:
         np.savez(opened, **{name: np.asarray(value) for name, value in arrays.items()})
-    os.replace(temporary, file)
 
 
 def average_image(images, size, workers=0):
     """Fig. A.9a: the mean of images, each resized to (H, W) -> (H, W, 3) uint8."""
     total, started = torch.zeros(3, *size, dtype=torch.float64), time.time()
-    batches = image_batches(images, 32, workers)
-    for step, some in enumerate(batches, 1):
-        for image in some:
-            total += VF.resize(image, list(size), antialias=True)
-        show_progress(f"batch {step}/{len(batches)}", step, len(batches), started)
+    common = {"num_workers": workers, "collate_fn": read_images}
+    for done, (image,) in enumerate(torch.utils.data.DataLoader(images, 1, **common), 1):
+        total += VF.resize(image, list(size), antialias=True)
+        show_progress(f"{done}/{len(images)} images", done, len(images), started)
     return (total / len(images)).round().to(torch.uint8).permute(1, 2, 0).numpy()
 
 
@@ -1387,9 +1333,9 @@ def main():
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     what = f"{len(split.names)} images of {split.name}"
     if args.command == "average":
-        temporary = Path(args.out).with_name(f"tmp-{Path(args.out).name}")
-        Image.fromarray(average_image(split.images, args.size, args.workers)).save(temporary)
-        os.replace(temporary, args.out)
+        average = Image.fromarray(average_image(split.images, args.size, args.workers))
+        with replacing(args.out) as temporary:
+            average.save(temporary, "PNG")
         print(f"{args.out}: the mean of {what}")
     else:
         model = pose_model(args.model, args.weights).to(args.device)

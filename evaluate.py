@@ -21,22 +21,8 @@ from pathlib import Path
 import torch
 import torchvision
 
-from data import (
-    DATA_KEYS,
-    PARTS,
-    add_dataset_arguments,
-    check_arguments,
-    command,
-    loader,
-    max_over_outputs,
-    open_split,
-    set_up_device,
-    shared_attributes,
-    show_progress,
-    write_json,
-    write_npz,
-)
-from sspnet import GROUPS, SCALES, Baseline, SSPNet, label_counts, mean_accuracy
+import data
+from sspnet import GROUPS, SCALES, SSPNet, build_model, label_counts, mean_accuracy
 
 METRICS = ("mA", "Accu", "Prec", "Rec", "F1")
 MEASURES = ("mA", "IoU", "PCC")  # of an attribute, in results of evaluate.py and localize.py
@@ -105,19 +91,11 @@ def predict(model, batches, device="cpu", amp=None, progress=False):
             logits.append(model(images, keypoints).float())
         labels.append(truth)
         if progress:
-            show_progress(f"batch {step}/{len(batches)}", step, len(batches), started)
+            data.show_progress(f"batch {step}/{len(batches)}", step, len(batches), started)
     return torch.cat(logits).cpu(), torch.cat(labels)
 
 
 # ---- Checkpoints
-
-
-def build_model(config, weights=None):
-    """The model that a training's config describes, with the backbone's `weights`."""
-    if config["ple"] == "none":
-        return Baseline(config["groups"], config["backbone"], weights)
-    names = ("ple", "backbone", "afss", "M", "ratio", "offsets", "prior", "channels")
-    return SSPNet(config["groups"], weights=weights, **{name: config[name] for name in names})
 
 
 def model_name(ple):
@@ -126,9 +104,9 @@ def model_name(ple):
 
 
 def provenance():
-    """What made a file: the command, and the versions of what it ran on."""
+    """What made a file: the command, the versions of what it ran on, and of a checkpoint's form."""
     versions = {"torch": str(torch.__version__), "torchvision": str(torchvision.__version__)}
-    return {"command": " ".join(sys.argv), **versions}
+    return {"command": " ".join(sys.argv), "format": FORMAT, **versions}
 
 
 def settings(config):
@@ -190,8 +168,8 @@ def load_model(file, device="cpu"):
 
 def add_data_arguments(parser):
     """What names a split and a device; what is left out comes from the checkpoint."""
-    add_dataset_arguments(parser)
-    parser.add_argument("--split", default="test", choices=PARTS)
+    data.add_dataset_arguments(parser)
+    parser.add_argument("--split", default="test", choices=data.PARTS)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -201,17 +179,17 @@ def open_evaluation(args, config):
     """The split that the arguments ask for, with the model's output indices for each attribute.
 
     By default the dataset that the model was trained on, with its files. Of another dataset the
-    shared attributes, see `shared_attributes`.
+    shared attributes, see `data.shared_attributes`.
     """
-    source = {key: getattr(args, key) for key in DATA_KEYS}
+    source = {key: getattr(args, key) for key in data.DATA_KEYS}
     source["dataset"] = source["dataset"] or config["dataset"]
     same = source["dataset"] == config["dataset"] and source["data"] in (None, config.get("data"))
     if same:  # another folder has other keypoints, even where the names are alike
         source = {k: config.get(k) if value is None else value for k, value in source.items()}
     source.update(ple=config["ple"], size=config["size"], images=args.images)
-    split = open_split(source, args.split)
+    split = data.open_split(source, args.split)
     known = config["dataset"], config["attributes"]
-    return shared_attributes(*known, source["dataset"], split)
+    return data.shared_attributes(*known, source["dataset"], split)
 
 
 # ---- Results
@@ -344,14 +322,14 @@ def main():
     if args.compare:
         print("\n".join(compare(args.compare)))
         return
-    check_arguments(args, parser)
-    args.device = set_up_device(args.device)
+    data.check_arguments(args, parser)
+    args.device = data.set_up_device(args.device)
     model, config = load_model(args.checkpoint, args.device)
     split, output_indices = open_evaluation(args, config)
     workers = {"workers": args.workers, "device": args.device}
-    batches = loader(split, config["size"], args.batch_size, **workers)
+    batches = data.loader(split, config["size"], args.batch_size, **workers)
     logits, labels = predict(model, batches, args.device, progress=True)
-    logits, scales = max_over_outputs(logits, output_indices), None
+    logits, scales = data.max_over_outputs(logits, output_indices), None
     if isinstance(model, SSPNet):
         chosen = [sorted({SCALES[model.afss.scales[j]] for j in own}) for own in output_indices]
         scales = ["+".join(names) for names in chosen]
@@ -362,11 +340,11 @@ def main():
     print("\n".join(lines))
     if args.predictions:
         known = {"names": split.names, "attributes": split.attributes, "labels": labels}
-        write_npz(Path(args.predictions), **known, probabilities=logits.sigmoid())
+        data.write_npz(Path(args.predictions), **known, probabilities=logits.sigmoid())
     if args.json:
         about = {"checkpoint": args.checkpoint, "config": settings(config), **provenance()}
-        write_json(args.json, {**about, **result})
+        data.write_json(args.json, {**about, **result})
 
 
 if __name__ == "__main__":
-    command(main)
+    data.command(main)

@@ -23,26 +23,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 
-from data import (
-    check_arguments,
-    command,
-    image_size,
-    loader,
-    max_over_outputs,
-    photo_split,
-    read_image,
-    set_up_device,
-    show_progress,
-    write_json,
-)
-from evaluate import (
-    add_data_arguments,
-    load_model,
-    model_name,
-    open_evaluation,
-    provenance,
-    settings,
-)
+import data
+import evaluate
 from sspnet import upsample
 
 THRESHOLD = 0.2  # of the heat map scaled to [0, 1]; the paper gives none, see README.md
@@ -186,10 +168,10 @@ def find_boxes(model, split, output_indices, batches, wanted, args, panels=()):
         images = images.to(args.device, memory_format=torch.channels_last)
         logits, responses = response_maps(model, images, own, keypoints.to(args.device), cam)
         logits, responses = logits.float().cpu(), to_host(model, own, responses)
-        probability = max_over_outputs(logits, output_indices).sigmoid()
+        probability = data.max_over_outputs(logits, output_indices).sigmoid()
         probabilities.append(probability)
         for b, i in enumerate(index.tolist()):
-            size = image_size(split.images[i])
+            size = data.image_size(split.images[i])
             for k in wanted:
                 truth = true_box(split, i, k)
                 if truth is None and probability[b, k] <= 0.5 and not args.attributes:
@@ -204,7 +186,7 @@ def find_boxes(model, split, output_indices, batches, wanted, args, panels=()):
                     record["heat"] = tile[0, 0].numpy()
                 records.append(record)
         done = index[-1].item() + 1
-        show_progress(f"{done}/{len(split.names)} images", done, len(split.names), started)
+        data.show_progress(f"{done}/{len(split.names)} images", done, len(split.names), started)
     return torch.cat(probabilities), records
 
 
@@ -353,8 +335,8 @@ def chosen_attributes(names, attributes):
 def open_images(args, config, paths):
     """The photos at `paths`, or the split that the arguments ask for, with output indices."""
     if not paths:
-        return open_evaluation(args, config)
-    split = photo_split(paths, config["attributes"], config["groups"], args.keypoints)
+        return evaluate.open_evaluation(args, config)
+    split = data.photo_split(paths, config["attributes"], config["groups"], args.keypoints)
     if config["ple"] == "K" and split.keypoints is None:
         raise ValueError(f"{paths[0]}: PLE-K needs keypoints, give --keypoints FILE")
     return split, [[j] for j in range(len(config["attributes"]))]
@@ -362,8 +344,8 @@ def open_images(args, config, paths):
 
 def describe(config, split, probabilities, records, args, paths):
     """The result of one model as a dict for JSON, and its lines for people."""
-    result = {"config": settings(config), "cam": args.cam, "thresholds": args.threshold}
-    result.update(split=split.name, **provenance())
+    result = {"config": evaluate.settings(config), "cam": args.cam, "thresholds": args.threshold}
+    result.update(split=split.name, **evaluate.provenance())
     lines = []
     if paths:
         wanted = chosen_attributes(args.attributes, split.attributes)
@@ -391,7 +373,7 @@ def parse_arguments():
     )
     add = parser.add_argument
     add("inputs", nargs="+", metavar="CHECKPOINT.pt | IMAGE", help="checkpoints, then any images")
-    add_data_arguments(parser)
+    evaluate.add_data_arguments(parser)
     add("--attributes", nargs="+", metavar="NAME", help="default: those predicted or with a box")
     add("--cam", default="grad-cam-p", choices=["grad-cam-p", "grad-cam"])
     add("--threshold", type=float, nargs="+", default=[THRESHOLD], help="of the heat map in [0, 1]")
@@ -399,7 +381,7 @@ def parse_arguments():
     add("--out", help="folder for the panels; default: panels/ beside the first checkpoint")
     add("--json", help="write boxes and scores to this file as well")
     args = parser.parse_intermixed_args()  # options may stand before the paths
-    check_arguments(args, parser)
+    data.check_arguments(args, parser)
     for threshold in args.threshold:
         if not 0 < threshold <= 1:
             parser.error(f"--threshold {threshold}: expected more than 0, at most 1")
@@ -427,35 +409,35 @@ def images_to_draw(split, wanted, args):
 
 def main():
     args = parse_arguments()
-    args.device = set_up_device(args.device)
+    args.device = data.set_up_device(args.device)
     splits, names, all_records, results, panels = [], [], [], [], None
     for file in args.checkpoints:
-        model, config = load_model(file, args.device)
+        model, config = evaluate.load_model(file, args.device)
         split, output_indices = open_images(args, config, args.paths)
         if splits and split.names != splits[0].names:
             raise ValueError(f"{file}: sees other images than {args.checkpoints[0]}")
         wanted = chosen_attributes(args.attributes, split.attributes)
         panels = images_to_draw(split, wanted, args) if panels is None else panels
         workers = {"workers": args.workers, "device": args.device}
-        batches = loader(split, config["size"], args.batch_size, **workers)
+        batches = data.loader(split, config["size"], args.batch_size, **workers)
         found = find_boxes(model, split, output_indices, batches, wanted, args, set(panels))
         result, lines = describe(config, split, *found, args, args.paths)
         print("\n".join([f"{file}:", *lines] if len(args.checkpoints) > 1 else lines))
         results.append({"checkpoint": file, **result})
         splits.append(split)
-        names.append(model_name(config["ple"]))
+        names.append(evaluate.model_name(config["ple"]))
         all_records.append(found[1])
     if panels:
         out = Path(args.out or Path(args.checkpoints[0]).parent / "panels")
         out.mkdir(parents=True, exist_ok=True)
         files = panel_files(splits[0].names)
         for i in panels:
-            image = read_image(splits[0].images[i])
+            image = data.read_image(splits[0].images[i])
             panel(image, panel_rows(i, splits, names, all_records)).save(out / files[i])
         print(f"{len(panels)} panels in {out}")
     if args.json:
-        write_json(args.json, results[0] if len(results) == 1 else results)
+        data.write_json(args.json, results[0] if len(results) == 1 else results)
 
 
 if __name__ == "__main__":
-    command(main)
+    data.command(main)

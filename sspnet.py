@@ -81,7 +81,7 @@ class Backbone(nn.Module):
 
 
 def load_weights(net, file, classifier=()):
-    """Loads a state dict file without the names that start with `classifier`, or ValueError."""
+    """Loads a state dict file; what starts with `classifier` may be missing or more."""
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
         state = state.get("state_dict", state)
@@ -94,9 +94,8 @@ def load_weights(net, file, classifier=()):
         missing, unexpected = net.load_state_dict(state, strict=False)
     except RuntimeError as error:  # its second line has the first tensor and both shapes
         raise ValueError(f"{file}: {str(error).splitlines()[1].strip()}") from None
-    missing = [name for name in missing if not name.startswith(classifier)]
     for name in (*missing, *unexpected):
-        if not name.endswith("num_batches_tracked"):  # a counter that old files lack
+        if not name.startswith(classifier) and not name.endswith("num_batches_tracked"):
             raise ValueError(f"{file}: {name} is missing or unexpected")
 
 
@@ -380,9 +379,8 @@ class SSPNet(nn.Module):
         channels=256,
     ):
         super().__init__()
-        unknown = set(attribute_groups) - set(GROUPS)
-        if unknown:
-            raise ValueError(f"group {unknown.pop()!r}: expected one of {', '.join(GROUPS)}")
+        for group in set(attribute_groups) - set(GROUPS):
+            raise ValueError(f"group {group!r}: expected one of {', '.join(GROUPS)}")
         self.attribute_groups = list(attribute_groups)
         self.backbone = Backbone(backbone, weights) if isinstance(backbone, str) else backbone
         self.patches = getattr(self.backbone, "patches", False)
@@ -397,13 +395,12 @@ class SSPNet(nn.Module):
         else:
             raise ValueError(f"ple {ple!r}: expected R, K or S")
         self.members, self.heads = {}, nn.ModuleDict()
-        for group in GROUPS:
+        for group in (g for g in GROUPS if g in attribute_groups):
             members = [j for j, g in enumerate(attribute_groups) if g == group]
-            if members:
-                self.members[group] = members
-                self.heads[group] = nn.Linear(5 * channels, len(members))
-                nn.init.normal_(self.heads[group].weight, std=0.01)
-                nn.init.zeros_(self.heads[group].bias)
+            self.members[group] = members
+            self.heads[group] = nn.Linear(5 * channels, len(members))
+            nn.init.normal_(self.heads[group].weight, std=0.01)
+            nn.init.zeros_(self.heads[group].bias)
 
     def features(self, images, scales=None):
         """(B, 3, H, W) -> [P1, P2, P3]; None for scales that no attribute uses."""
@@ -416,9 +413,8 @@ class SSPNet(nn.Module):
         for s in sorted(set(scales)):
             here = [j for j, scale in enumerate(scales) if scale == s]
             groups = sorted({self.attribute_groups[j] for j in here})
-            points = keypoints
-            if keypoints is not None:
-                points = image_to_map(keypoints, self.strides[s], self.patches)
+            scale = self.strides[s], self.patches
+            points = None if keypoints is None else image_to_map(keypoints, *scale)
             for group, x in zip(groups, self.ple(maps[s], groups, points), strict=True):
                 feature = pyramid_pool(x)  # F_g of Eq. 5, 7, 9
                 group_logits = self.heads[group](feature).unbind(1)
@@ -463,22 +459,26 @@ class Baseline(nn.Module):
         """(B, 3, H, W) -> [C5]."""
         return self.backbone(images)[-1:]
 
-    def classify(self, maps, keypoints=None):
-        """[C5] -> logits (B, L)."""
-        return self.head(maps[0].mean((2, 3)))
-
     def attribute_logits(self, maps, keypoints=None):
         """[C5] -> a list of L logits (B,)."""
-        return list(self.classify(maps).unbind(1))
+        return list(self.head(maps[0].mean((2, 3))).unbind(1))
 
     def forward(self, images, keypoints=None):
         """(B, 3, H, W) -> logits, (1, B, L) in training and (B, L) in evaluation, as `SSPNet`."""
-        logits = self.classify(self.features(images))
+        logits = torch.stack(self.attribute_logits(self.features(images)), 1)
         return logits[None] if self.training else logits
 
     def map_of(self, attribute):
         """Which of the maps of `features` the attribute is predicted from."""
         return 0
+
+
+def build_model(config, weights=None):
+    """The model of a training's settings, a dict; ple "none" is the baseline."""
+    if config["ple"] == "none":
+        return Baseline(config["groups"], config["backbone"], weights)
+    names = ("ple", "backbone", "afss", "M", "ratio", "offsets", "prior", "channels")
+    return SSPNet(config["groups"], weights=weights, **{name: config[name] for name in names})
 
 
 # ---- Hierarchical loss (Sec. 3.2.4, Eq. 10-12)

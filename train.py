@@ -25,31 +25,10 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import MultiStepLR, OneCycleLR, ReduceLROnPlateau
 
-from data import (
-    DATA_KEYS,
-    WITHOUT_VALIDATION,
-    add_dataset_arguments,
-    command,
-    digest,
-    loader,
-    open_split,
-    set_up_device,
-    show_progress,
-    start_epoch,
-)
-from evaluate import (
-    FORMAT,
-    METRICS,
-    autocast,
-    build_model,
-    group_means,
-    metrics,
-    model_name,
-    predict,
-    provenance,
-    read_checkpoint,
-)
-from sspnet import GROUPS, SCALES, Backbone, HierarchicalLoss, SSPNet
+import data
+import evaluate
+from evaluate import METRICS, autocast, group_means, metrics, model_name, predict
+from sspnet import GROUPS, SCALES, Backbone, HierarchicalLoss, OffsetSampling, SSPNet, build_model
 
 # The paper's recipe (Sec. 4), completed from the Strong Baseline where the paper is silent.
 RECIPE = {
@@ -86,7 +65,7 @@ RANK, WORLD_SIZE = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZ
 
 # A resumed run must be given the same values of these.
 RESUME_KEYS = (
-    *("ple", *DATA_KEYS, "train_split", "images", "backbone", "weights", "size", "channels"),
+    *("ple", *data.DATA_KEYS, "train_split", "images", "backbone", "weights", "size", "channels"),
     *("epochs", "batch_size", "lr", "schedule", "afss", "freeze", "M", "ratio", "offsets", "prior"),
     *("seed", "amp"),
 )
@@ -104,10 +83,9 @@ def parse_arguments(argv=None):
     add = parser.add_argument
     ples, modes = ["R", "K", "S", "none"], ["group", "attribute", *SCALES]
     add("--ple", default="S", choices=ples, help="prior location; none: the baseline")
-    add_dataset_arguments(parser)  # synthetic by default, pa100k where --data is given
-    add(
-        "--train-split", choices=["train", "trainval"], help="trainval keeps the last epoch as best"
-    )
+    data.add_dataset_arguments(parser)  # synthetic by default, pa100k where --data is given
+    splits = ["train", "trainval"]
+    add("--train-split", choices=splits, help="trainval keeps the last epoch as best")
     add("--afss", default="group", choices=modes, help="AFSS, AFSS* of Tab. 1, or a fixed scale")
     add("--freeze", type=int, metavar="EPOCHS", help="keep AFSS's choice from then on; 0: never")
     add("--M", type=int, default=3, help="offset points per prior point (Fig. 5)")
@@ -131,8 +109,8 @@ def parse_arguments(argv=None):
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args(argv)
     args.dataset = args.dataset or ("pa100k" if args.data else "synthetic")
-    has_validation = args.dataset not in WITHOUT_VALIDATION
-    args.train_split = args.train_split or ("train" if has_validation else "trainval")
+    without_validation = args.dataset in data.WITHOUT_VALIDATION
+    args.train_split = args.train_split or ("trainval" if without_validation else "train")
     for key, value in (SYNTHETIC_RECIPE if args.dataset == "synthetic" else RECIPE).items():
         if getattr(args, key) is None:
             without = key == "schedule" and value == "plateau" and args.train_split == "trainval"
@@ -184,19 +162,19 @@ def make_model(config, args):
     try:
         model = build_model(config, weights)
     except OSError as error:  # urllib's errors are OSErrors
-        raise ValueError(
-            f"--weights imagenet: torchvision could not fetch them ({error}); give --weights none "
-            "to train from random weights, or --weights FILE"
-        ) from None
+        hint = "give --weights none to train from random weights, or --weights FILE"
+        reason = f"torchvision could not fetch them ({error})"
+        raise ValueError(f"--weights imagenet: {reason}; {hint}") from None
     return model.to(args.device, memory_format=torch.channels_last)
 
 
 def parameter_groups(model, lr):
     """Adam's groups: everything at `lr`, what predicts offsets and their weights at a tenth."""
-    slow = [p for name, p in model.named_parameters() if name.startswith("ple.sample.predict.")]
-    rest = [p for name, p in model.named_parameters() if not name.startswith("ple.sample.predict.")]
-    groups = [{"params": rest, "lr": lr}]
-    return [*groups, {"params": slow, "lr": lr * OFFSET_LR}] if slow else groups
+    slow, rest = [], []
+    for name, parameter in model.named_parameters():
+        (slow if name.startswith("ple.sample.predict.") else rest).append(parameter)
+    groups = [{"params": rest, "lr": lr}, {"params": slow, "lr": lr * OFFSET_LR}]
+    return groups if slow else groups[:1]
 
 
 def make_scheduler(args, optimizer, steps_per_epoch):
@@ -240,9 +218,9 @@ def record_offsets(model):
             offsets = predicted.detach()[..., : 2 * M].float().unflatten(-1, (M, 2))
             lengths.append(offsets.norm(dim=-1).mean())
 
-    for name, module in model.named_modules():
-        if name == "ple.sample.predict":
-            module.register_forward_hook(hook)
+    for module in model.modules():
+        if isinstance(module, OffsetSampling):
+            module.predict.register_forward_hook(hook)
     return lengths
 
 
@@ -268,7 +246,7 @@ def train_one_epoch(epoch, state, network, loss_of, batches, args, run):
     model, optimizer, scaler = state["model"].train(), state["optimizer"], state["scaler"]
     selecting = isinstance(model, SSPNet) and model.afss.selecting
     torch.manual_seed((args.seed * 1_000_003 + epoch) * 1_009 + RANK)  # the same after a resume
-    start_epoch(batches, epoch)
+    data.start_epoch(batches, epoch)
     losses, unread = [], []
     for step, (images, labels, keypoints, indices) in enumerate(batches):
         images = images.to(args.device, non_blocking=True, memory_format=torch.channels_last)
@@ -298,7 +276,7 @@ def train_one_epoch(epoch, state, network, loss_of, batches, args, run):
             text = f"epoch {epoch + 1}/{args.epochs}  step {step + 1}/{len(batches)}"
             done = (epoch - run["first"]) * len(batches) + step + 1
             whole = (args.epochs - run["first"]) * len(batches)
-            show_progress(text, done, whole, run["started"])
+            data.show_progress(text, done, whole, run["started"])
     total = torch.tensor(sum(losses) / len(losses), device=args.device)
     if WORLD_SIZE > 1:
         dist.all_reduce(total)
@@ -337,35 +315,29 @@ def check_files(args):
 
     Returns the checkpoint to resume from, or None.
     """
-    checkpoint = read_checkpoint(args.out / "last.pt") if args.resume else None
-    if (
-        not args.resume
-        and args.weights not in ("none", "imagenet")
-        and not Path(args.weights).is_file()
-    ):
-        raise ValueError(f"--weights {args.weights}: no such file, expected imagenet, none or it")
+    checkpoint = evaluate.read_checkpoint(args.out / "last.pt") if args.resume else None
     if args.out.exists() and not args.out.is_dir():
         raise ValueError(f"--out {args.out}: this is a file, expected a folder")
-    for name in ("last.pt", "best.pt", "log.csv", "last.pt.tmp", "best.pt.tmp", "log.csv.tmp"):
-        if (args.out / name).is_dir():
-            raise ValueError(f"{args.out / name}: this is a folder, expected a file")
     for name in ("last.pt", "best.pt", "log.csv"):
+        for file in (args.out / name, args.out / f"{name}.tmp"):
+            if file.is_dir():
+                raise ValueError(f"{file}: this is a folder, expected a file")
         if (args.out / name).exists() and not args.resume:
-            raise ValueError(
-                f"{args.out / name}: a training is here already: give --resume to continue it, "
-                "or another --out"
-            )
+            hint = "give --resume to continue it, or another --out"
+            raise ValueError(f"{args.out / name}: a training is here already: {hint}")
+    own_weights = not args.resume and args.weights not in ("none", "imagenet")
+    if own_weights and not Path(args.weights).is_file():
+        raise ValueError(f"--weights {args.weights}: no such file, expected imagenet, none or it")
     return checkpoint
 
 
 def save(file, value):
-    """Writes a checkpoint that is always whole: to a temporary file, then renamed."""
+    """Writes a checkpoint that is always whole."""
     if RANK:
         return
-    temporary = file.with_name(file.name + ".tmp")
     try:
-        torch.save(value, temporary)
-        os.replace(temporary, file)
+        with data.replacing(file) as temporary:
+            torch.save(value, temporary)
     except (OSError, RuntimeError) as error:  # of a full disk torch's writer says RuntimeError
         temporary.unlink(missing_ok=True)
         reason = str(error).splitlines()[0]
@@ -379,14 +351,12 @@ def write_log(file, rows):
     names = ["epoch", "lr", "loss", *(f"val_{name}" for name in METRICS)]
     names += [f"scale_{group}" for group in GROUPS]
     names += [f"{group}_{scale}" for scale in SCALES for group in GROUPS]
-    temporary = file.with_name(file.name + ".tmp")
-    with open(temporary, "w", newline="", encoding="utf-8") as out:
+    with data.replacing(file) as temporary, open(temporary, "w", newline="") as out:
         writer = csv.DictWriter(out, [*names, "offset_px", "seconds"])
         writer.writeheader()
         for row in rows:
             cells = {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}
             writer.writerow(cells)
-    os.replace(temporary, file)
 
 
 def describe(row):
@@ -452,9 +422,9 @@ def resumable(run, args):
 
 def open_splits(args, config):
     """Loaders of the training and the validation split (or None); completes the config."""
-    splits = {args.train_split: open_split(config, args.train_split)}
+    splits = {args.train_split: data.open_split(config, args.train_split)}
     if args.train_split == "train":
-        splits["val"] = open_split(config, "val")
+        splits["val"] = data.open_split(config, "val")
     train = splits[args.train_split]
     least = {args.train_split: args.batch_size if WORLD_SIZE > 1 else 2, "val": WORLD_SIZE}
     for name, split in splits.items():
@@ -464,12 +434,11 @@ def open_splits(args, config):
         if split.attributes != train.attributes:
             raise ValueError(f"{split.name}: its attributes are not those of {train.name}")
     config.update(attributes=train.attributes, groups=train.groups)
-    config["digest"] = digest(name for split in splits.values() for name in split.names)
-    common = {"seed": args.seed, "workers": args.workers, "device": args.device}
-    common.update(rank=RANK, ranks=WORLD_SIZE)
-    batches = loader(train, args.size, args.batch_size, train=True, **common)
-    validation = splits.get("val")
-    return batches, validation and loader(validation, args.size, args.batch_size, **common)
+    config["digest"] = data.digest(name for split in splits.values() for name in split.names)
+    common = {"size": args.size, "batch_size": args.batch_size, "seed": args.seed}
+    common.update(workers=args.workers, device=args.device, rank=RANK, ranks=WORLD_SIZE)
+    batches, validation = data.loader(train, train=True, **common), splits.get("val")
+    return batches, validation and data.loader(validation, **common)
 
 
 def print_header(split, batches, args):
@@ -541,7 +510,7 @@ def train_to_the_end(state, batches, val_batches, args, config, run, rows):
             state["scheduler"].step()
         row["seconds"] = time.time() - started
         rows.append(row)
-        common = {"format": FORMAT, "config": config, "epoch": epoch + 1, **provenance()}
+        common = {"config": config, "epoch": epoch + 1, **evaluate.provenance()}
         if not score < run["best"]:
             run["best"] = score
             save(args.out / "best.pt", {**common, "ema": ema.state_dict()})
@@ -560,7 +529,7 @@ def save_last(state, common, run, rows, args):
 def main(argv=None):
     args = parse_arguments(argv)
     checkpoint = check_files(args)
-    args.device = set_up_device(args.device)
+    args.device = data.set_up_device(args.device)
     for text in EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", message=text)
     config = {key: getattr(args, key) for key in RESUME_KEYS}
@@ -588,19 +557,17 @@ def main(argv=None):
     if not args.resume and RANK == 0:
         args.out.mkdir(parents=True, exist_ok=True)
         open(args.out / "log.csv", "x").close()  # refuses where another run starts just now
-        common = {"format": FORMAT, "config": config, "epoch": 0, **provenance()}
+        common = {"config": config, "epoch": 0, **evaluate.provenance()}
         save_last(state, common, run, rows, args)
     with resumable(run, args):
         train_to_the_end(state, batches, val_batches, args, config, run, rows)
-    if RANK == 0 and not (args.out / "best.pt").exists():
-        raise ValueError(
-            f"{args.out / 'best.pt'}: is gone, though all {args.epochs} epochs are done"
-        )
-    score = f", val mA {run['best']:.2f}" if val_batches else ""
-    print_rank0(f"done: {args.out / 'best.pt'}{score}")
+    best = args.out / "best.pt"
+    if RANK == 0 and not best.exists():
+        raise ValueError(f"{best}: is gone, though all {args.epochs} epochs are done")
+    print_rank0(f"done: {best}" + (f", val mA {run['best']:.2f}" if val_batches else ""))
     if WORLD_SIZE > 1:
         dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    command(main)
+    data.command(main)
