@@ -1181,6 +1181,14 @@ def read_part(part, split, source):
 # ---- What the commands share
 
 
+# Warnings of torch about what is done here on purpose.
+EXPECTED_WARNINGS = (
+    "`broadcast_buffers` is deprecated",  # torch 2.6 knows it under this name alone
+    "Detected call of `lr_scheduler.step",  # fp16 may skip the first optimizer step
+    "This DataLoader will create",  # as many workers as the user asks for
+)
+
+
 def add_dataset_arguments(parser):
     """The arguments with which a command names a dataset."""
     add = parser.add_argument
@@ -1193,12 +1201,12 @@ def add_dataset_arguments(parser):
     add("--images", type=int, help="images per split of the synthetic set")
 
 
-def check_arguments(args, parser):
-    """Stops at a number that is out of range."""
-    for name, low in (("batch_size", 1), ("workers", 0), ("images", 1)):
+def check_lowest(args, **lowest):
+    """Refuses a number below what is given for it; each command's loader, too, has such numbers."""
+    for name, low in {"batch_size": 1, "workers": 0, "images": 1, **lowest}.items():
         value = getattr(args, name)
         if value is not None and value < low:
-            parser.error(f"--{name.replace('_', '-')} {value}: expected at least {low}")
+            raise ValueError(f"--{name.replace('_', '-')} {value}: expected at least {low}")
 
 
 def set_up_device(name):
@@ -1219,6 +1227,8 @@ def set_up_device(name):
 def command(main):
     """Runs a command's `main`; bad input becomes one line on stderr and exit status 2."""
     keep_freed_memory()
+    for text in EXPECTED_WARNINGS:
+        warnings.filterwarnings("ignore", message=text)
     try:
         main()
     except KeyboardInterrupt:
@@ -1318,11 +1328,11 @@ def main():
     add("--workers", type=int, default=0)
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_intermixed_args()
-    check_arguments(args, parser)
+    check_lowest(args)
     if min(args.size) < 1:
-        parser.error(f"--size {args.size[0]} {args.size[1]}: expected at least 1")
+        raise ValueError(f"--size {args.size[0]} {args.size[1]}: expected at least 1")
     if args.command == "keypoints" and not args.weights:
-        parser.error("--weights: give the pose network's")
+        raise ValueError("--weights: give the pose network's")
     args.device = set_up_device(args.device)
     if args.paths:
         split = photo_split(args.paths, ["unknown"], ["all"])

@@ -322,7 +322,7 @@ def main():
     if args.compare:
         print("\n".join(compare(args.compare)))
         return
-    data.check_arguments(args, parser)
+    data.check_lowest(args)
     args.device = data.set_up_device(args.device)
     model, config = load_model(args.checkpoint, args.device)
     split, output_indices = open_evaluation(args, config)

@@ -381,16 +381,14 @@ def parse_arguments():
     add("--out", help="folder for the panels; default: panels/ beside the first checkpoint")
     add("--json", help="write boxes and scores to this file as well")
     args = parser.parse_intermixed_args()  # options may stand before the paths
-    data.check_arguments(args, parser)
+    data.check_lowest(args, panels=0)
     for threshold in args.threshold:
         if not 0 < threshold <= 1:
-            parser.error(f"--threshold {threshold}: expected more than 0, at most 1")
-    if args.panels is not None and args.panels < 0:
-        parser.error(f"--panels {args.panels}: expected at least 0")
+            raise ValueError(f"--threshold {threshold}: expected more than 0, at most 1")
     args.checkpoints = [name for name in args.inputs if name.endswith(".pt")]
     args.paths = [name for name in args.inputs if not name.endswith(".pt")]
     if not args.checkpoints:
-        parser.error(f"{args.inputs[0]}: expected a checkpoint, whose name ends in .pt")
+        raise ValueError(f"{args.inputs[0]}: expected a checkpoint, whose name ends in .pt")
     return args
 
 

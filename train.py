@@ -16,7 +16,6 @@ import os
 import signal
 import sys
 import time
-import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -69,11 +68,6 @@ RESUME_KEYS = (
     *("epochs", "batch_size", "lr", "schedule", "afss", "freeze", "M", "ratio", "offsets", "prior"),
     *("seed", "amp"),
 )
-# Warnings of torch about what is done here on purpose.
-EXPECTED_WARNINGS = (
-    "`broadcast_buffers` is deprecated",  # torch 2.6 knows it under this name alone
-    "Detected call of `lr_scheduler.step",  # fp16 may skip the first optimizer step
-)
 
 
 def parse_arguments(argv=None):
@@ -119,32 +113,28 @@ def parse_arguments(argv=None):
     args.out = Path(args.out or f"runs/{args.dataset}-{args.ple}")
     if args.workers is None:
         args.workers = 0 if args.dataset == "synthetic" else 2
-    problem = find_problem(args)
-    if problem:
-        parser.error(problem)
+    check_arguments(args)
     return args
 
 
-def find_problem(args):
-    """The first argument out of range as a line for people, or None."""
-    lowest = {"epochs": 1, "channels": 1, "batch_size": 2, "M": 1, "workers": 0, "freeze": 0}
-    for name, low in {**lowest, "images": 1}.items():
-        value = getattr(args, name)
-        if value is not None and value < low:
-            return f"--{name.replace('_', '-')} {value}: expected at least {low}"
-    if not 0 < args.ratio <= 1:
-        return f"--ratio {args.ratio}: expected more than 0, at most 1"
-    if not 0 < args.lr < math.inf:
-        return f"--lr {args.lr}: expected a positive number"
-    if not 0 <= args.seed < 2**31:
-        return f"--seed {args.seed}: expected 0 to {2**31 - 1}"
-    if not 32 <= min(args.size) <= max(args.size) <= 4096:
-        return f"--size {args.size[0]} {args.size[1]}: expected 32 to 4096"
+def check_arguments(args):
+    """Refuses what is out of range."""
+    data.check_lowest(args, epochs=1, channels=1, batch_size=2, M=1, freeze=0)
+    low, high, size = min(args.size), max(args.size), "{} {}".format(*args.size)
+    ranges = (
+        (0 < args.ratio <= 1, f"--ratio {args.ratio}: expected more than 0, at most 1"),
+        (0 < args.lr < math.inf, f"--lr {args.lr}: expected a positive number"),
+        (0 <= args.seed < 2**31, f"--seed {args.seed}: expected 0 to {2**31 - 1}"),
+        (32 <= low <= high <= 4096, f"--size {size}: expected 32 to 4096"),
+    )
+    for holds, message in ranges:
+        if not holds:
+            raise ValueError(message)
     if args.batch_size % WORLD_SIZE:
-        return f"--batch-size {args.batch_size}: expected a multiple of {WORLD_SIZE} processes"
+        expected = f"a multiple of {WORLD_SIZE} processes"
+        raise ValueError(f"--batch-size {args.batch_size}: expected {expected}")
     if args.schedule == "plateau" and args.train_split == "trainval":
-        return "--schedule plateau: needs a validation split, expected step or onecycle"
-    return None
+        raise ValueError("--schedule plateau: needs a validation split, expected step or onecycle")
 
 
 def print_rank0(line):
@@ -530,8 +520,6 @@ def main(argv=None):
     args = parse_arguments(argv)
     checkpoint = check_files(args)
     args.device = data.set_up_device(args.device)
-    for text in EXPECTED_WARNINGS:
-        warnings.filterwarnings("ignore", message=text)
     config = {key: getattr(args, key) for key in RESUME_KEYS}
     config["size"] = list(args.size)
     batches, val_batches = open_splits(args, config)

@@ -1,8 +1,6 @@
 """The parts of sspnet.py and how they are wired: a whole model against a slow reference."""
 
 import ast
-import math
-import re
 from pathlib import Path
 
 import pytest
@@ -737,61 +735,3 @@ def test_sspnet_imports_nothing_of_the_project():
     modules = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
     modules |= {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
     assert {name.split(".")[0] for name in modules} == {"torch", "torchvision"}
-
-
-README = (Path(__file__).parents[1] / "README.md").read_text()
-COPIES = re.findall(r"^\| `(\w+)` \| (`.*`) \| (\d+) \|", README, re.MULTILINE)
-LIMITS = {
-    "FPN": 36,
-    "AFSS": 60,
-    "OffsetSampling": 40,
-    "PLE_S": 75,
-    "PLE_K": 60,
-    "HierarchicalLoss": 25,
-}
-USES = {
-    "FPN": "FPN([2, 2, 2, 2], 8)([torch.zeros(1, 2, n, n) for n in (8, 4, 2, 1)])",
-    "AFSS": "a = AFSS(['head']); a.update(torch.zeros(3, 2, 1), torch.eye(2)[:, :1]); a.select()",
-    "OffsetSampling": "OffsetSampling(8)(torch.zeros(1, 8, 4, 4), torch.zeros(1, 5, 2))",
-    "PLE_R": "PLE_R()(torch.zeros(1, 8, 16, 12), ['head'])",
-    "PLE_S": "PLE_S(8)(torch.zeros(1, 8, 16, 12), ['head', 'all'])",
-    "PLE_K": "PLE_K(8)(torch.zeros(1, 8, 16, 12), ['head'], torch.zeros(1, 16, 2))",
-    "HierarchicalLoss": "HierarchicalLoss(['head', 'all'], torch.ones(2) / 2)"
-    "(torch.zeros(3, 4, 2), torch.ones(4, 2)).backward",
-}
-
-
-def code_of(names):
-    """The source of top-level names of sspnet.py, and its lines that are code.
-
-    Blank lines, comments and docstrings do not count.
-    """
-    source = Path(sspnet.__file__).read_text()
-    lines, parts, docs = source.splitlines(), [], set()
-    for node in ast.parse(source).body:
-        named = {getattr(node, "name", None)}
-        named |= {target.id for target in getattr(node, "targets", ())}
-        if named & set(names):
-            parts.append(range(node.lineno, node.end_lineno + 1))
-            for inner in ast.walk(node):
-                if isinstance(inner, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(inner):
-                    docs |= set(range(inner.body[0].lineno, inner.body[0].end_lineno + 1))
-    chosen = [n for part in parts for n in part]
-    text = "\n".join(lines[n - 1] for n in chosen)
-    code = [n for n in chosen if n not in docs and lines[n - 1].strip()]
-    return text, len([n for n in code if not lines[n - 1].strip().startswith("#")])
-
-
-def test_the_readme_lists_what_can_be_copied():
-    assert {name for name, _, _ in COPIES} == set(USES)
-
-
-@pytest.mark.parametrize("name, needs, stated", COPIES)
-def test_copied_code_works_with_torch_alone(name, needs, stated):
-    names = [name, *re.findall(r"`(\w+)`", needs)]
-    text, lines = code_of(names)
-    assert lines == int(stated)
-    assert lines <= LIMITS.get(name, math.inf)
-    alone = {"torch": torch, "F": F, "nn": torch.nn}
-    exec(text, alone)
-    exec(USES[name], alone)

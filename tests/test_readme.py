@@ -1,0 +1,151 @@
+"""The README: its code runs, what it says can be copied can be, and what it names exists."""
+
+import ast
+import importlib
+import math
+import re
+from fnmatch import filter as matching
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import sspnet
+import train
+
+TESTS = Path(__file__).parent
+
+README = (TESTS.parent / "README.md").read_text(encoding="utf-8")
+COPIES = re.findall(r"^\| `(\w+)` \| (`.*`) \| (\d+) \|", README, re.MULTILINE)
+LIMITS = {
+    "FPN": 36,
+    "AFSS": 60,
+    "OffsetSampling": 40,
+    "PLE_S": 75,
+    "PLE_K": 60,
+    "HierarchicalLoss": 25,
+}
+USES = {
+    "FPN": "FPN([2, 2, 2, 2], 8)([torch.zeros(1, 2, n, n) for n in (8, 4, 2, 1)])",
+    "AFSS": "a = AFSS(['head']); a.update(torch.zeros(3, 2, 1), torch.eye(2)[:, :1]); a.select()",
+    "OffsetSampling": "OffsetSampling(8)(torch.zeros(1, 8, 4, 4), torch.zeros(1, 5, 2))",
+    "PLE_R": "PLE_R()(torch.zeros(1, 8, 16, 12), ['head'])",
+    "PLE_S": "PLE_S(8)(torch.zeros(1, 8, 16, 12), ['head', 'all'])",
+    "PLE_K": "PLE_K(8)(torch.zeros(1, 8, 16, 12), ['head'], torch.zeros(1, 16, 2))",
+    "HierarchicalLoss": "HierarchicalLoss(['head', 'all'], torch.ones(2) / 2)"
+    "(torch.zeros(3, 4, 2), torch.ones(4, 2)).backward",
+}
+
+
+def code_of(names):
+    """The source of top-level names of sspnet.py, and its lines that are code.
+
+    Blank lines, comments and docstrings do not count.
+    """
+    source = Path(sspnet.__file__).read_text()
+    lines, parts, docs = source.splitlines(), [], set()
+    for node in ast.parse(source).body:
+        named = {getattr(node, "name", None)}
+        named |= {target.id for target in getattr(node, "targets", ())}
+        if named & set(names):
+            parts.append(range(node.lineno, node.end_lineno + 1))
+            for inner in ast.walk(node):
+                if isinstance(inner, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(inner):
+                    docs |= set(range(inner.body[0].lineno, inner.body[0].end_lineno + 1))
+    chosen = [n for part in parts for n in part]
+    text = "\n".join(lines[n - 1] for n in chosen)
+    code = [n for n in chosen if n not in docs and lines[n - 1].strip()]
+    return text, len([n for n in code if not lines[n - 1].strip().startswith("#")])
+
+
+def test_the_readme_lists_what_can_be_copied():
+    assert {name for name, _, _ in COPIES} == set(USES)
+
+
+@pytest.mark.parametrize("name, needs, stated", COPIES)
+def test_copied_code_works_with_torch_alone(name, needs, stated):
+    names = [name, *re.findall(r"`(\w+)`", needs)]
+    text, lines = code_of(names)
+    assert lines == int(stated)
+    assert lines <= LIMITS.get(name, math.inf)
+    alone = {"torch": torch, "F": F, "nn": torch.nn}
+    exec(text, alone)
+    exec(USES[name], alone)
+
+
+# ---- Code and names
+
+
+def test_its_python_runs():
+    """The blocks in their order, in one namespace; what is compiled is not called."""
+    blocks = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    torch.manual_seed(0)
+    names = {}
+    for block in blocks:
+        exec(block, names)
+    assert len(blocks) == 2
+    assert names["probabilities"].shape == (2, 5)
+    assert names["feature"].shape == (2, 5 * 64)
+    with torch.inference_mode():
+        expected = names["model"](names["images"])
+        torch.testing.assert_close(names["program"].module()(names["images"]), expected)
+
+
+def section(title):
+    return README.split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+def rows(text):
+    """The cells of the tables in a text, without their headings."""
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[1:]]
+
+
+PAPER = rows(section("From the paper to the code"))
+
+
+def exists(name):
+    """Whether the README's `name` is a command's flag, a file, or a name in the code."""
+    file, _, rest = name.partition(" ")
+    if rest:
+        return rest in (TESTS.parent / file).read_text()
+    if name.startswith("--"):
+        return f'"{name}"' in Path(train.__file__).read_text()
+    module, _, attribute = name.rpartition(".")
+    return hasattr(importlib.import_module(module or "sspnet"), attribute)
+
+
+def test_each_equation_has_a_row():
+    numbers = {int(n) for what, _, _ in PAPER for n in re.findall(r"\d+", what.split(":")[0])}
+    assert set(range(1, 15)) <= numbers
+
+
+@pytest.mark.parametrize("what, code, tests", PAPER)
+def test_what_the_paper_table_names_exists(what, code, tests):
+    defined = []
+    for file in TESTS.glob("test_*.py"):
+        defined += re.findall(r"^def (test_\w+)", file.read_text(encoding="utf-8"), re.MULTILINE)
+    names, patterns = re.findall(r"`([^`]+)`", code), re.findall(r"`([^`]+)`", tests)
+    assert names
+    assert patterns
+    assert [name for name in names if not exists(name)] == []
+    assert [pattern for pattern in patterns if not matching(defined, pattern)] == []
+
+
+@pytest.mark.parametrize("name", ["sspnet.py", "data.py", "train.py", "evaluate.py", "localize.py"])
+def test_files_are_as_long_as_stated(name):
+    stated = next(row for row in rows(README) if f"`{name}`" in row[0])
+    number = stated[1].split(", ")[stated[0].split(", ").index(f"`{name}`")]
+    assert int(number) == len((TESTS.parent / name).read_text(encoding="utf-8").splitlines())
+
+
+def test_it_is_short_enough_to_be_read():
+    assert len(README.splitlines()) <= 280
+    assert len(README.encode()) <= 20 * 1024
+
+
+def test_its_links_into_the_project_lead_somewhere():
+    links = re.findall(r"\]\(([^):]+)\)", README)
+    assert links
+    assert [link for link in links if not (TESTS.parent / link).exists()] == []
