@@ -24,6 +24,11 @@ def random_model(ple, backbone="resnet18", seed=12, **options):
     return SSPNet(FEW_GROUPS, ple, backbone, channels=16, **options)
 
 
+def words(*parts):
+    """Command-line arguments from text: words("train.py --out", folder)."""
+    return [word for part in parts for word in str(part).split()]
+
+
 def log_rows(folder):
     """The rows of a training's log.csv, as dicts of strings."""
     with open(Path(folder) / "log.csv", newline="") as opened:

@@ -12,17 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import words
 from PIL import Image
 from test_data import write_pa100k
 from test_train import TINY, command
 
 import data
 from data import load_split, shared_attributes
-
-
-def words(text):
-    return text.split()
-
 
 REAL = Path(__file__).parents[2] / "shared" / "data"
 UPAR = words("""
@@ -809,13 +805,13 @@ def unknown_class(folder):
 def without_keypoints(folder):
     write_peta(folder)
     np.savez(folder / "k.npz", names=np.array(["00001.png"]), keypoints=np.zeros((1, 16, 3)))
-    return ["--dataset", "peta", "--ple", "K", "--keypoints", folder / "k.npz"]
+    return words(f"--dataset peta --ple K --keypoints {folder}/k.npz")
 
 
 def partition(number, name="rap1"):
     def write(folder):
         {"rap1": write_rap1, "peta": write_peta, "pa100k": write_pa100k}[name](folder)
-        return ["--dataset", name, "--partition", number]
+        return words(f"--dataset {name} --partition {number}")
 
     return write
 
@@ -859,14 +855,7 @@ def unknown_attribute(folder):
 )
 def test_bad_datasets_are_one_line_and_exit_status_2(tmp_path, prepare, message):
     done = command(
-        "train.py",
-        "--data",
-        tmp_path,
-        *prepare(tmp_path),
-        "--weights",
-        "none",
-        "--out",
-        tmp_path / "run",
+        f"train.py --data {tmp_path}", *prepare(tmp_path), f"--weights none --out {tmp_path}/run"
     )
     assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
     assert not (tmp_path / "run").exists() and not (tmp_path / "marker").exists()
@@ -875,27 +864,13 @@ def test_bad_datasets_are_one_line_and_exit_status_2(tmp_path, prepare, message)
 def test_rap1_trains_without_a_validation_split(tmp_path):
     write_rap1(tmp_path)
     done = command(
-        "train.py",
-        "--dataset",
-        "rap1",
-        "--data",
-        tmp_path,
+        f"train.py --dataset rap1 --data {tmp_path}",
         *TINY[2:],
-        "--epochs",
-        1,
-        "--backbone",
-        "resnet18",
-        "--weights",
-        "none",
-        "--partition",
-        2,
-        "--ple",
-        "R",
-        "--out",
-        tmp_path / "run",
+        "--epochs 1 --backbone resnet18 --weights none --partition 2 --ple R --out",
+        f"{tmp_path}/run",
     )
     assert done.returncode == 0 and "51 attributes" in done.stdout, done.stderr
-    done = command("evaluate.py", tmp_path / "run" / "best.pt")  # the same partition's test split
+    done = command(f"evaluate.py {tmp_path}/run/best.pt")  # the same partition's test split
     assert done.returncode == 0 and "rap1 test, partition 2" in done.stdout, done.stderr
 
 
@@ -985,7 +960,7 @@ def test_the_same_attributes_in_another_order_are_matched_by_name():
 def trained(tmp_path_factory):
     """A model of the synthetic set, whose attributes are PA-100K's."""
     out = tmp_path_factory.mktemp("runs")
-    done = command("train.py", *TINY, "--epochs", 1, "--ple", "R", "--out", out)
+    done = command("train.py", *TINY, f"--epochs 1 --ple R --out {out}")
     assert done.returncode == 0, done.stderr
     return out / "best.pt"
 
@@ -993,16 +968,8 @@ def trained(tmp_path_factory):
 def test_tab07_cross_dataset_evaluation(trained, tmp_path):
     _, label, orders = write_rap1(tmp_path)
     done = command(
-        "evaluate.py",
-        trained,
-        "--dataset",
-        "rap1",
-        "--data",
-        tmp_path,
-        "--split",
-        "all",
-        "--json",
-        tmp_path / "r.json",
+        f"evaluate.py {trained} --dataset rap1 --data {tmp_path} --split all --json",
+        f"{tmp_path}/r.json",
     )
     assert done.returncode == 0 and "shares 7 of its 26 attributes" in done.stdout, done.stderr
     result = json.loads((tmp_path / "r.json").read_text())
@@ -1053,20 +1020,8 @@ def test_tab10_localization_on_pcs_by_a_model_of_another_dataset(trained, tmp_pa
     masks, boxes = random_masks(10)
     write_pcs(tmp_path, "kaggle", masks)
     done = command(
-        "localize.py",
-        trained,
-        "--dataset",
-        "pcs",
-        "--data",
-        tmp_path,
-        "--split",
-        "all",
-        "--panels",
-        2,
-        "--out",
-        tmp_path / "p",
-        "--json",
-        tmp_path / "l.json",
+        f"localize.py {trained} --dataset pcs --data {tmp_path} --split all --panels 2",
+        f"--out {tmp_path}/p --json {tmp_path}/l.json",
     )
     assert done.returncode == 0, done.stderr
     rows = {
@@ -1083,15 +1038,6 @@ def test_tab10_localization_on_pcs_by_a_model_of_another_dataset(trained, tmp_pa
         assert row["boxes"] == sum(CLASSES.index(name.lower()) in found for found in boxes)
     assert sorted(f.name for f in (tmp_path / "p").iterdir()) == ["img_0001.png", "img_0002.png"]
     done = command(
-        "localize.py",
-        trained,
-        "--dataset",
-        "pcs",
-        "--data",
-        tmp_path,
-        "--attributes",
-        "Hat",
-        "--panels",
-        0,
+        f"localize.py {trained} --dataset pcs --data {tmp_path} --attributes Hat", "--panels 0"
     )
     assert done.returncode == 0 and "Jeans" not in done.stdout, done.stderr

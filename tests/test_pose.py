@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from conftest import words
 from PIL import Image, ImageDraw
 from test_data import write_pa100k
 from test_train import TINY, command
@@ -260,20 +261,8 @@ def test_simcc_head_learns_and_ple_k_runs_on_its_points(tmp_path):
     write_pa100k(tmp_path / "set", counts=(6, 2, 2))
     torch.save(model.state_dict(), tmp_path / "simcc.pth")
     done = command(
-        "data.py",
-        "keypoints",
-        "--dataset",
-        "pa100k",
-        "--data",
-        tmp_path / "set",
-        "--weights",
-        tmp_path / "simcc.pth",
-        "--out",
-        tmp_path / "k.npz",
-        "--batch-size",
-        4,
-        "--device",
-        "cpu",
+        f"data.py keypoints --dataset pa100k --data {tmp_path}/set --weights",
+        f"{tmp_path}/simcc.pth --out {tmp_path}/k.npz --batch-size 4 --device cpu",
     )
     assert done.returncode == 0 and "16 points on each of 10 images" in done.stdout, done.stderr
     with np.load(tmp_path / "k.npz") as archive:
@@ -284,22 +273,8 @@ def test_simcc_head_learns_and_ple_k_runs_on_its_points(tmp_path):
     done = command(
         "train.py",
         *TINY[2:],
-        "--data",
-        tmp_path / "set",
-        "--weights",
-        "none",
-        "--backbone",
-        "resnet18",
-        "--ple",
-        "K",
-        "--keypoints",
-        tmp_path / "k.npz",
-        "--epochs",
-        1,
-        "--batch-size",
-        4,
-        "--out",
-        tmp_path / "run",
+        f"--data {tmp_path}/set --weights none --backbone resnet18 --ple K --keypoints",
+        f"{tmp_path}/k.npz --epochs 1 --batch-size 4 --out {tmp_path}/run",
     )
     assert done.returncode == 0, done.stderr
 
@@ -446,17 +421,7 @@ def test_fig_a9a_average_image(tmp_path):
     table = synthetic("test", count=5, size=(64, 48))
     mean = np.mean([image.astype(float) for image in table.images], 0)
     assert np.abs(data.average_image(table.images, (64, 48)) - mean).max() <= 0.5001
-    done = command(
-        "data.py",
-        "average",
-        "--images",
-        3,
-        "--size",
-        32,
-        24,
-        "--out",
-        tmp_path / "new" / "average.png",
-    )
+    done = command(f"data.py average --images 3 --size 32 24 --out {tmp_path}/new/average.png")
     assert done.returncode == 0 and "the mean of 9 images" in done.stdout, done.stderr
     assert Image.open(tmp_path / "new" / "average.png").size == (24, 32)
 
@@ -466,14 +431,14 @@ def test_fig_a9a_average_image(tmp_path):
     [
         (["keypoints", "--out", "k.npz"], "--weights: give the pose network's"),
         (
-            ["keypoints", "--out", "k.npz", "--images", "2", "--weights", "nowhere.pth"],
+            words("keypoints --out k.npz --images 2 --weights nowhere.pth"),
             "nowhere.pth: no such file, expected a state dict",
         ),
         (
-            ["average", "--data", "nowhere", "--out", "a.png"],
+            words("average --data nowhere --out a.png"),
             "nowhere/annotation.mat: no such file",
         ),
-        (["average", "--out", "a.png", "--size", "0", "4"], "--size 0 4"),
+        (words("average --out a.png --size 0 4"), "--size 0 4"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_status_2(arguments, message):

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import log_rows
+from conftest import log_rows, words
 from PIL import Image
 from test_data import write_pa100k
 from test_datasets import (
@@ -121,9 +121,9 @@ def children_train(count, arguments, **options):
 @pytest.mark.parametrize(
     "more",
     [
-        ["--ple", "S", "--freeze", "2"],
+        words("--ple S --freeze 2"),
         pytest.param(
-            ["--ple", "K", "--schedule", "plateau", "--afss", "attribute"],
+            words("--ple K --schedule plateau --afss attribute"),
             marks=pytest.mark.slow,
         ),
     ],
@@ -210,7 +210,7 @@ def test_torchrun(tmp_path):
     assert done.stdout.count("epoch 1:") == 1  # one reporter
     epoch = read_checkpoint(tmp_path / "run" / "best.pt")["epoch"]
     logged = float(log_rows(tmp_path / "run")[epoch - 1]["val_mA"])
-    found = command("evaluate.py", tmp_path / "run" / "best.pt", "--split", "val", "--images", 24)
+    found = command(f"evaluate.py {tmp_path}/run/best.pt --split val --images 24")
     assert f"mA {logged:.2f}" in found.stdout, found.stderr  # 24 images over two ranks, none twice
 
 
@@ -272,7 +272,7 @@ def killed_and_resumed(folder, arguments, kills, longest, random):
 @pytest.mark.slow
 @pytest.mark.parametrize("kills", [20])
 def test_sigkill_at_random_moments_then_resume_ends_at_the_same_weights(tmp_path, kills):
-    arguments = [*TINY, "--epochs", "6", "--ple", "S", "--freeze", "3"]
+    arguments = words(*TINY, "--epochs 6 --ple S --freeze 3")
     started = time.time()
     children_train(1, [*arguments, "--out", str(tmp_path / "whole")])
     (tmp_path / "cut").mkdir()
@@ -386,7 +386,7 @@ class Deadly(Pedestrians):
 
 def test_a_worker_that_dies_is_an_error_and_no_hang(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "Pedestrians", Deadly)
-    done = command("train.py", *TINY, "--ple", "R", "--workers", 1, "--out", tmp_path / "run")
+    done = command("train.py", *TINY, f"--ple R --workers 1 --out {tmp_path}/run")
     assert (
         done.returncode == 2
         and "a process that loads images died" in done.stderr
@@ -407,9 +407,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_its_step(tmp_path, mo
         return loss * float("nan") if len(steps) == 5 else loss
 
     monkeypatch.setattr(train.HierarchicalLoss, "forward", spoilt)
-    done = command(
-        "train.py", *TINY, "--ple", "R", "--out", tmp_path / "run"
-    )  # three steps an epoch
+    done = command("train.py", *TINY, f"--ple R --out {tmp_path}/run")  # three steps an epoch
     batches = data.loader(data.synthetic("train", count=24, size=(64, 48)), (64, 48), 8, train=True)
     data.start_epoch(batches, 1)
     rows = [index.tolist() for *_, index in batches][1]
@@ -453,28 +451,16 @@ def test_an_attribute_that_is_on_everybody_or_nobody_trains_and_is_reported(tmp_
 
     write_pa100k(tmp_path, counts=(8, 4, 4), change=change)
     done = command(
-        "train.py",
-        "--data",
-        tmp_path,
+        f"train.py --data {tmp_path}",
         *TINY[2:],
-        "--epochs",
-        2,
-        "--backbone",
-        "resnet18",
-        "--weights",
-        "none",
-        "--batch-size",
-        4,
-        "--ple",
-        "R",
-        "--out",
-        tmp_path / "run",
+        "--epochs 2 --backbone resnet18 --weights none --batch-size 4 --ple R --out",
+        f"{tmp_path}/run",
     )
     assert (
         done.returncode == 0
         and "all positive or all negative in training: Female, Hat" in done.stdout
     ), done.stderr
-    done = command("evaluate.py", tmp_path / "run" / "best.pt")
+    done = command(f"evaluate.py {tmp_path}/run/best.pt")
     assert done.returncode == 0 and done.stdout.count("undefined") >= 3, done.stderr
     state = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
     assert all(
@@ -572,21 +558,10 @@ def test_an_unreadable_picture_in_training_is_one_line(tmp_path):
     (tmp_path / "data" / "000003.jpg").write_bytes(b"")
     for workers in (0, 2):
         done = command(
-            "train.py",
-            "--data",
-            tmp_path,
+            f"train.py --data {tmp_path}",
             *TINY[2:],
-            "--backbone",
-            "resnet18",
-            "--weights",
-            "none",
-            "--batch-size",
-            4,
-            "--ple",
-            "none",
-            "--workers",
-            workers,
-            "--out",
+            "--backbone resnet18 --weights none --batch-size 4 --ple none --workers",
+            f"{workers} --out",
             tmp_path / f"run{workers}",
         )
         assert (
@@ -675,7 +650,7 @@ def test_a_real_annotation_cut_anywhere_is_one_line(
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs")
-    assert command("train.py", *TINY, "--epochs", 1, "--ple", "S", "--out", out).returncode == 0
+    assert command("train.py", *TINY, f"--epochs 1 --ple S --out {out}").returncode == 0
     return out / "best.pt"
 
 
@@ -719,7 +694,7 @@ def test_a_checkpoint_that_differs_is_refused(checkpoint, tmp_path, spoil, messa
     spoil(state)
     torch.save(state, tmp_path / "best.pt")
     for name in ("evaluate.py", "localize.py"):
-        done = command(name, tmp_path / "best.pt", "--images", 4)
+        done = command(f"{name} {tmp_path}/best.pt --images 4")
         assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, (
             done.stderr
         )
@@ -737,8 +712,8 @@ def test_a_checkpoint_cut_anywhere_or_with_code_is_refused_and_nothing_runs(chec
     pickle.dump(evil, plain)
     (tmp_path / "plain.pt").write_bytes(plain.getvalue())
     for name in ("evil.pt", "plain.pt"):
-        done = command("evaluate.py", tmp_path / name)
+        done = command(f"evaluate.py {tmp_path}/{name}")
         assert done.returncode == 2 and done.stderr.count("\n") == 1 and name in done.stderr
-    done = command("train.py", "--weights", tmp_path / "plain.pt", *TINY, "--out", tmp_path / "run")
+    done = command(f"train.py --weights {tmp_path}/plain.pt", *TINY, f"--out {tmp_path}/run")
     assert done.returncode == 2 and "plain.pt: expected a state dict" in done.stderr
     assert not (tmp_path / "marker").exists()

@@ -16,7 +16,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from conftest import log_rows, random_model
+from conftest import log_rows, random_model, words
 from PIL import Image
 from test_data import write_pa100k
 
@@ -29,23 +29,9 @@ from evaluate import read_checkpoint
 from sspnet import Baseline, HierarchicalLoss
 
 ROOT = Path(__file__).parents[1]
-TINY = [
-    "--images",
-    "24",
-    "--epochs",
-    "3",
-    "--size",
-    "64",
-    "48",
-    "--channels",
-    "8",
-    "--batch-size",
-    "8",
-    "--freeze",
-    "0",
-    "--device",
-    "cpu",
-]
+TINY = words(
+    "--images 24 --epochs 3 --size 64 48 --channels 8 --batch-size 8 --freeze 0", "--device cpu"
+)
 
 
 def tiny(out, *more):
@@ -53,8 +39,9 @@ def tiny(out, *more):
     return torch.load(out / "last.pt", weights_only=True)
 
 
-def command(name, *arguments):
+def command(*parts):
     """Runs a command as its file would, in this process: importing torch anew takes seconds."""
+    name, *arguments = words(*parts)
     out, err, code = io.StringIO(), io.StringIO(), 0
     main = {"data.py": data, "train.py": train, "evaluate.py": evaluate, "localize.py": localize}[
         name
@@ -62,7 +49,7 @@ def command(name, *arguments):
     with (
         redirect_stdout(out),
         redirect_stderr(err),
-        mock.patch.object(sys, "argv", [name, *map(str, arguments)]),
+        mock.patch.object(sys, "argv", [name, *arguments]),
     ):
         try:
             data.command(main)
@@ -96,9 +83,9 @@ class Died(Exception):
     "more",
     [
         ["--ple", "S"],
-        ["--ple", "none", "--schedule", "plateau"],
+        words("--ple none --schedule plateau"),
         pytest.param(
-            ["--ple", "K", "--afss", "attribute", "--amp", "bf16", "--freeze", "2"],
+            words("--ple K --afss attribute --amp bf16 --freeze 2"),
             marks=pytest.mark.slow,
         ),
     ],
@@ -160,7 +147,7 @@ def test_log_has_a_row_per_epoch_with_metrics_and_choices(tmp_path):
 def test_compile_trains_like_eager(tmp_path, monkeypatch):
     """`--compile` with AFSS selecting, then frozen; the eager backend needs no compiler."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
-    arguments = ["--ple", "S", "--epochs", "2", "--freeze", "1"]
+    arguments = words("--ple S --epochs 2 --freeze 1")
     plain = tiny(tmp_path / "plain", *arguments)
     compiled = tiny(tmp_path / "compiled", *arguments, "--compile")
     for name in ("loss", "offset_px", "val_mA"):
@@ -224,7 +211,7 @@ def trained(tmp_path_factory):
     """A checkpoint of each variant, written by the command."""
     folder, checkpoints = tmp_path_factory.mktemp("runs"), {}
     for ple in ("S", "K", "R", "none"):
-        done = command("train.py", *TINY, "--ple", ple, "--epochs", 1, "--out", folder / ple)
+        done = command("train.py", *TINY, f"--ple {ple} --epochs 1 --out {folder}/{ple}")
         assert done.returncode == 0, done.stderr
         checkpoints[ple] = folder / ple / "best.pt"
     return checkpoints
@@ -232,7 +219,7 @@ def trained(tmp_path_factory):
 
 @pytest.mark.parametrize("ple", ["S", "K", "R", "none"])
 def test_evaluate_and_localize_end_to_end(trained, tmp_path, ple):
-    done = command("evaluate.py", trained[ple], "--images", 12, "--json", tmp_path / "e.json")
+    done = command("evaluate.py", trained[ple], f"--images 12 --json {tmp_path}/e.json")
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "e.json").read_text())
     assert (
@@ -245,15 +232,7 @@ def test_evaluate_and_localize_end_to_end(trained, tmp_path, ple):
     done = command(
         "localize.py",
         trained[ple],
-        "--images",
-        12,
-        "--panels",
-        3,
-        "--out",
-        tmp_path / "p",
-        "--json",
-        tmp_path / "l.json",
-        "--cam",
+        f"--images 12 --panels 3 --out {tmp_path}/p --json {tmp_path}/l.json --cam",
         "grad-cam" if ple == "R" else "grad-cam-p",
     )
     assert done.returncode == 0, done.stderr
@@ -267,9 +246,9 @@ def test_evaluate_and_localize_end_to_end(trained, tmp_path, ple):
 def test_the_commands_run_as_files_from_anywhere(tmp_path):
     """What the other tests call in this process, as a user does."""
     for arguments in (
-        ["train.py", *TINY, "--ple", "R", "--epochs", "1"],
-        ["evaluate.py", "runs/synthetic-R/best.pt", "--images", "8"],
-        ["localize.py", "runs/synthetic-R/best.pt", "--images", "8", "--panels", "1"],
+        words("train.py", *TINY, "--ple R --epochs 1"),
+        words("evaluate.py runs/synthetic-R/best.pt --images 8"),
+        words("localize.py runs/synthetic-R/best.pt --images 8 --panels 1"),
         ["train.py", "--data", "nowhere"],
     ):
         done = subprocess.run(
@@ -289,23 +268,17 @@ def test_localize_plain_pictures(trained, tmp_path):
     done = command(
         "localize.py",
         trained["S"],
-        tmp_path,
-        tmp_path / "0.png",
-        "--attributes",
-        "Hat",
-        "boots",
-        "--out",
-        tmp_path / "p",
+        f"{tmp_path} {tmp_path}/0.png --attributes Hat boots --out {tmp_path}/p",
     )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert len(lines) == 4 and all("Hat 0." in line and "boots 0." in line for line in lines[:3])
     assert sorted(f.name for f in (tmp_path / "p").iterdir()) == ["0.png", "1.png", "2-0.png"]
     done = command(
-        "localize.py", "--panels", 0, trained["S"], tmp_path / "1.png", tmp_path / "0.png"
+        "localize.py --panels 0", trained["S"], f"{tmp_path}/1.png {tmp_path}/0.png"
     )  # options first
     assert done.returncode == 0 and len(done.stdout.splitlines()) == 2, done.stderr
-    done = command("localize.py", trained["K"], tmp_path / "0.png")
+    done = command("localize.py", trained["K"], f"{tmp_path}/0.png")
     assert (done.returncode, done.stderr.count("\n")) == (
         2,
         1,
@@ -318,42 +291,18 @@ def test_pa100k_end_to_end_with_keypoints(tmp_path):
     np.savez(
         tmp_path / "k.npz", names=np.array(names), keypoints=np.full((16, 16, 3), 10, np.float32)
     )
-    small = [
-        "--data",
-        tmp_path,
-        "--size",
-        64,
-        48,
-        "--epochs",
-        1,
-        "--backbone",
-        "resnet18",
-        "--weights",
-        "none",
-        "--channels",
-        8,
-        "--batch-size",
-        4,
-    ]
-    done = command(
-        "train.py",
-        *small,
-        "--ple",
-        "K",
-        "--keypoints",
-        tmp_path / "k.npz",
-        "--out",
-        tmp_path / "run",
+    small = words(
+        f"--data {tmp_path} --size 64 48 --epochs 1 --backbone resnet18 --weights none",
+        "--channels 8 --batch-size 4",
     )
+    done = command("train.py", *small, f"--ple K --keypoints {tmp_path}/k.npz --out {tmp_path}/run")
     assert done.returncode == 0, done.stderr
     for name in ("evaluate.py", "localize.py"):
-        done = command(name, tmp_path / "run" / "best.pt")
+        done = command(f"{name} {tmp_path}/run/best.pt")
         assert done.returncode == 0, done.stderr
-    done = command(
-        "train.py", *small, "--ple", "R", "--train-split", "trainval", "--out", tmp_path / "both"
-    )
+    done = command("train.py", *small, f"--ple R --train-split trainval --out {tmp_path}/both")
     assert done.returncode == 0 and "12 images" in done.stdout, done.stderr
-    done = command("train.py", *small, "--ple", "K", "--out", tmp_path / "none")
+    done = command("train.py", *small, f"--ple K --out {tmp_path}/none")
     assert done.returncode == 2 and "PLE-K needs keypoints, give --keypoints FILE" in done.stderr
 
 
@@ -362,7 +311,7 @@ def test_pa100k_end_to_end_with_keypoints(tmp_path):
     [
         ("train.py", ["--data", "nowhere"], "nowhere/annotation.mat: no such file"),
         ("train.py", ["--dataset", "pa100k"], "give its folder with --data"),
-        ("train.py", ["--dataset", "synthetic", "--data", "folder"], "the synthetic set is drawn"),
+        ("train.py", words("--dataset synthetic --data folder"), "the synthetic set is drawn"),
         ("train.py", ["--resume", "--out", "nowhere"], "nowhere/last.pt: no such checkpoint"),
         ("train.py", ["--weights", "nowhere.pt"], "--weights nowhere.pt: no such file"),
         ("train.py", ["--epochs", "0"], "--epochs 0: expected at least 1"),
@@ -406,11 +355,11 @@ def test_imagenet_weights_that_cannot_be_fetched(tmp_path, monkeypatch, capsys):
 def test_nothing_already_written_is_lost(trained, tmp_path):
     folder = trained["S"].parent
     before = {f.name: f.read_bytes() for f in folder.iterdir() if f.is_file()}
-    again = command("train.py", *TINY, "--epochs", 1, "--out", folder)
+    again = command("train.py", *TINY, f"--epochs 1 --out {folder}")
     assert (
         again.returncode == 2 and "give --resume to continue it, or another --out" in again.stderr
     )
-    other = command("train.py", *TINY, "--epochs", 1, "--ple", "R", "--out", folder, "--resume")
+    other = command("train.py", *TINY, f"--epochs 1 --ple R --out {folder} --resume")
     assert other.returncode == 2 and "was trained with ple S, not R" in other.stderr
     assert {f.name: f.read_bytes() for f in folder.iterdir() if f.is_file()} == before
 
@@ -420,17 +369,7 @@ def test_nothing_already_written_is_lost(trained, tmp_path):
 
 def last_of_one_step(tmp_path, *more):
     """last.pt after one epoch of one step, with the model it started from and its batch."""
-    arguments = [
-        "--images",
-        "8",
-        "--epochs",
-        "1",
-        "--batch-size",
-        "8",
-        "--schedule",
-        "plateau",
-        *more,
-    ]
+    arguments = words("--images 8 --epochs 1 --batch-size 8 --schedule plateau", *more)
     state = tiny(tmp_path / "run", *arguments)
     args = train.parse_arguments([*TINY, *arguments])
     config = {key: getattr(args, key) for key in train.RESUME_KEYS}
@@ -510,7 +449,7 @@ def test_checkpoints_and_results_say_what_made_them(trained, tmp_path):
         assert checkpoint["torch"] == str(torch.__version__) and checkpoint["command"].startswith(
             "train.py --images"
         )
-    command("evaluate.py", trained["S"], "--images", 4, "--json", tmp_path / "e.json")
+    command("evaluate.py", trained["S"], f"--images 4 --json {tmp_path}/e.json")
     result = json.loads((tmp_path / "e.json").read_text())
     assert result["torch"] == str(torch.__version__) and "evaluate.py" in result["command"]
 
@@ -519,12 +458,7 @@ def test_predictions_suffice_for_any_other_measure(trained, tmp_path):
     done = command(
         "evaluate.py",
         trained["S"],
-        "--images",
-        30,
-        "--json",
-        tmp_path / "e.json",
-        "--predictions",
-        tmp_path / "p.npz",
+        f"--images 30 --json {tmp_path}/e.json --predictions {tmp_path}/p.npz",
     )
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "e.json").read_text())
@@ -549,14 +483,9 @@ def test_several_thresholds_share_one_pass_and_boxes_are_numbers(trained, tmp_pa
         done = command(
             "localize.py",
             trained["R"],
-            "--images",
-            12,
-            "--panels",
-            0,
-            "--threshold",
+            "--images 12 --panels 0 --threshold",
             *thresholds,
-            "--json",
-            tmp_path / "l.json",
+            f"--json {tmp_path}/l.json",
         )
         assert done.returncode == 0, done.stderr
         results[len(thresholds)] = json.loads((tmp_path / "l.json").read_text())
@@ -579,16 +508,8 @@ def test_fig07_models_side_by_side(trained, tmp_path):
     done = command(
         "localize.py",
         *models,
-        "--images",
-        60,
-        "--attributes",
-        "Hat",
-        "--panels",
-        2,
-        "--out",
-        tmp_path / "p",
-        "--json",
-        tmp_path / "l.json",
+        f"--images 60 --attributes Hat --panels 2 --out {tmp_path}/p --json",
+        f"{tmp_path}/l.json",
     )
     assert done.returncode == 0, done.stderr
     split = synthetic("test", count=60, size=(64, 48))
@@ -616,15 +537,8 @@ def test_ple_k_on_ones_own_photos(trained, tmp_path):
     done = command(
         "localize.py",
         trained["K"],
-        tmp_path,
-        "--keypoints",
-        tmp_path / "k.npz",
-        "--out",
-        tmp_path / "p",
-        "--json",
-        tmp_path / "l.json",
-        "--attributes",
-        "Hat",
+        f"{tmp_path} --keypoints {tmp_path}/k.npz --out {tmp_path}/p --json",
+        f"{tmp_path}/l.json --attributes Hat",
     )
     assert done.returncode == 0, done.stderr
     records = json.loads((tmp_path / "l.json").read_text())["records"]
@@ -646,7 +560,7 @@ def test_ple_k_on_ones_own_photos(trained, tmp_path):
         ("train.py", ["--seed", "-1"], "--seed -1: expected 0 to"),
         ("train.py", ["--seed", "1" + "0" * 20], "expected 0 to"),
         ("train.py", ["--device", "foo"], "--device foo: expected cpu, or cuda"),
-        ("train.py", ["--device", "meta", "--images", "8"], "--device meta: expected cpu, or cuda"),
+        ("train.py", words("--device meta --images 8"), "--device meta: expected cpu, or cuda"),
         ("evaluate.py", ["S", "--device", "xpu"], "--device xpu: expected cpu, or cuda"),
         ("localize.py", ["S", "--device", "cuda:99"], "--device cuda:99: expected cpu, or cuda"),
         ("localize.py", ["S", "--panels", "-1"], "--panels -1: expected at least 0"),
@@ -655,7 +569,7 @@ def test_ple_k_on_ones_own_photos(trained, tmp_path):
         ("evaluate.py", ["--compare", "S"], "not a result of evaluate.py or localize.py"),
         (
             "train.py",
-            ["--train-split", "trainval", "--schedule", "plateau"],
+            words("--train-split trainval --schedule plateau"),
             "needs a validation split",
         ),
     ],
@@ -674,19 +588,17 @@ def test_numbers_and_devices_out_of_range_are_one_line(trained, name, arguments,
 def test_arguments_of_the_drawn_set_are_refused_elsewhere(tmp_path):
     write_pa100k(tmp_path)
     for flag in ("--images", "--domain"):
-        done = command(
-            "train.py", "--data", tmp_path, flag, 1, "--weights", "none", "--out", tmp_path / "run"
-        )
+        done = command(f"train.py --data {tmp_path} {flag} 1 --weights none --out {tmp_path}/run")
         assert done.returncode == 2 and f"{flag} 1: of the synthetic set alone" in done.stderr
 
 
 def test_an_out_that_holds_something_is_refused_before_training(tmp_path):
     (tmp_path / "file").write_text("")
-    done = command("train.py", *TINY, "--out", tmp_path / "file")
+    done = command("train.py", *TINY, f"--out {tmp_path}/file")
     assert done.returncode == 2 and "this is a file, expected a folder" in done.stderr
     for name in ("best.pt", "log.csv", "last.pt.tmp"):
         (tmp_path / name / name).mkdir(parents=True)
-        done = command("train.py", *TINY, "--out", tmp_path / name)
+        done = command("train.py", *TINY, f"--out {tmp_path}/{name}")
         assert done.returncode == 2 and f"{name}: this is a folder, expected a file" in done.stderr
     for name in ("best.pt", "log.csv"):  # last.pt alone was deleted
         (tmp_path / f"old-{name}").mkdir()
@@ -723,9 +635,7 @@ def test_foreign_checkpoints_are_not_resumed(trained, tmp_path):
     ):
         (tmp_path / str(i)).mkdir()
         torch.save(content, tmp_path / str(i) / "last.pt")
-        done = command(
-            "train.py", *TINY, "--epochs", 1, "--ple", "S", "--out", tmp_path / str(i), "--resume"
-        )
+        done = command("train.py", *TINY, "--epochs 1 --ple S --out", tmp_path / str(i), "--resume")
         assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, (
             done.stderr
         )
@@ -734,9 +644,7 @@ def test_foreign_checkpoints_are_not_resumed(trained, tmp_path):
 def test_a_finished_run_without_its_best_checkpoint_says_so(trained, tmp_path):
     shutil.copytree(trained["R"].parent, tmp_path / "R")
     (tmp_path / "R" / "best.pt").unlink()
-    done = command(
-        "train.py", *TINY, "--ple", "R", "--epochs", 1, "--out", tmp_path / "R", "--resume"
-    )
+    done = command("train.py", *TINY, f"--ple R --epochs 1 --out {tmp_path}/R --resume")
     assert done.returncode == 2 and "best.pt: is gone" in done.stderr
 
 
@@ -744,7 +652,7 @@ def test_weights_that_are_not_numbers_are_refused(trained, tmp_path):
     checkpoint = torch.load(trained["none"], weights_only=True)
     checkpoint["ema"]["head.bias"][0] = float("nan")
     torch.save(checkpoint, tmp_path / "nan.pt")
-    done = command("evaluate.py", tmp_path / "nan.pt", "--images", 4)
+    done = command(f"evaluate.py {tmp_path}/nan.pt --images 4")
     assert (
         done.returncode == 2 and "nan.pt: head.bias has values that are not finite" in done.stderr
     )
@@ -754,16 +662,16 @@ def test_afss_scales_out_of_range_are_refused(trained, tmp_path):
     checkpoint = torch.load(trained["R"], weights_only=True)
     checkpoint["ema"]["afss._extra_state"] = [7] * 26
     torch.save(checkpoint, tmp_path / "seven.pt")
-    done = command("evaluate.py", tmp_path / "seven.pt", "--images", 4)
+    done = command(f"evaluate.py {tmp_path}/seven.pt --images 4")
     assert done.returncode == 2 and "seven.pt: AFSS: expected 26 scales" in done.stderr
 
 
 def test_named_pipes_and_odd_images_do_not_hang(trained, tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
-    done = command("localize.py", trained["R"], tmp_path / "pipe.jpg")
+    done = command("localize.py", trained["R"], f"{tmp_path}/pipe.jpg")
     assert done.returncode == 2 and "pipe.jpg: no such image or folder" in done.stderr
     Image.fromarray(np.zeros((5000, 2, 3), np.uint8)).save(tmp_path / "thin.png")
-    done = command("localize.py", trained["R"], tmp_path / "thin.png", "--out", tmp_path / "p")
+    done = command("localize.py", trained["R"], f"{tmp_path}/thin.png --out {tmp_path}/p")
     assert done.returncode == 0, done.stderr
 
 
@@ -772,35 +680,16 @@ def test_another_folders_keypoints_are_not_taken(tmp_path):
         write_pa100k(tmp_path / folder, counts=(8, 4, 4))
     names = np.array([f"{i:06d}.jpg" for i in range(1, 17)])
     np.savez(tmp_path / "k.npz", names=names, keypoints=np.full((16, 16, 3), 10, np.float32))
-    small = [
-        "--size",
-        64,
-        48,
-        "--epochs",
-        1,
-        "--backbone",
-        "resnet18",
-        "--weights",
-        "none",
-        "--channels",
-        8,
-        "--batch-size",
-        4,
-    ]
+    small = words(
+        "--size 64 48 --epochs 1 --backbone resnet18 --weights none --channels 8", "--batch-size 4"
+    )
     done = command(
         "train.py",
         *small,
-        "--data",
-        tmp_path / "a",
-        "--ple",
-        "K",
-        "--keypoints",
-        tmp_path / "k.npz",
-        "--out",
-        tmp_path / "run",
+        f"--data {tmp_path}/a --ple K --keypoints {tmp_path}/k.npz --out {tmp_path}/run",
     )
     assert done.returncode == 0, done.stderr
-    done = command("evaluate.py", tmp_path / "run" / "best.pt", "--data", tmp_path / "b")
+    done = command(f"evaluate.py {tmp_path}/run/best.pt --data {tmp_path}/b")
     assert done.returncode == 2 and "PLE-K needs keypoints, give --keypoints FILE" in done.stderr
 
 
@@ -821,7 +710,7 @@ def test_an_epoch_is_saved_before_it_is_printed(tmp_path, monkeypatch):
             (_ for _ in ()).throw(BrokenPipeError("closed")) if line.startswith("epoch") else None
         ),
     )
-    done = command("train.py", *TINY, "--ple", "none", "--out", tmp_path / "run")
+    done = command("train.py", *TINY, f"--ple none --out {tmp_path}/run")
     assert "epoch 1 of 3 is in" in done.stderr
     assert (
         read_checkpoint(tmp_path / "run" / "last.pt")["epoch"] == 1
