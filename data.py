@@ -1192,13 +1192,21 @@ EXPECTED_WARNINGS = (
 def add_dataset_arguments(parser):
     """The arguments with which a command names a dataset."""
     add = parser.add_argument
-    add("--dataset", choices=DATASETS)
+    add("--dataset", choices=DATASETS, help="which dataset to read (README.md, Data)")
     add("--data", help="the dataset's folder, or its dataset_all.pkl")
-    add("--keypoints", help="keypoint file (.npz) for PLE-K")
-    add("--partition", type=int, help="of rap1 and peta 1 to 5, of upar 1 to 9; default 1")
-    add("--exclude", nargs="+", metavar="PART", help="parts of upar to leave out")
-    add("--domain", type=int, choices=[0, 1], help="the synthetic set's domain; default 0")
-    add("--images", type=int, help="images per split of the synthetic set")
+    add("--keypoints", help="the file of keypoints (.npz) that PLE-K reads")
+    add("--partition", type=int, help="1 to 5 of rap1 and peta, 1 to 9 of upar (default 1)")
+    add("--exclude", nargs="+", metavar="PART", help="parts of upar to leave out, such as RAP2")
+    add("--domain", type=int, choices=[0, 1], help="the synthetic set's domain (default 0)")
+    add("--images", type=int, help="how many images the synthetic set draws for each split")
+
+
+def add_loading_arguments(parser):
+    """The arguments that say how a command reads images, and where it computes."""
+    add, device = parser.add_argument, "cuda" if torch.cuda.is_available() else "cpu"
+    add("--batch-size", type=int, default=32, help="images per batch (default 32)")
+    add("--workers", type=int, default=0, help="processes that load images (default 0: none)")
+    add("--device", default=device, help="cpu, cuda or cuda:N (default here: %(default)s)")
 
 
 def check_lowest(args, **lowest):
@@ -1316,17 +1324,16 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("command", choices=["keypoints", "average"])
-    add("paths", nargs="*", help="images or folders of images; default: a dataset's split")
+    add("command", choices=["keypoints", "average"], help="what to make of the images")
+    add("paths", nargs="*", help="images or folders of them (default: a dataset's split)")
     add_dataset_arguments(parser)
-    add("--split", default="all", choices=PARTS)
+    add("--split", default="all", choices=PARTS, help="which split to read (default: all)")
     add("--out", required=True, help="the keypoint file (.npz) or the image (.png) to write")
     add("--model", default="simcc", choices=["simcc", "keypointrcnn"], help="the pose network")
-    add("--weights", help="the pose network's state dict file, or coco for keypointrcnn")
-    add("--size", type=int, nargs=2, metavar=("H", "W"), default=(256, 192), help="of the average")
-    add("--batch-size", type=int, default=32)
-    add("--workers", type=int, default=0)
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--weights", help="its state dict file; coco downloads those of keypointrcnn")
+    size = {"type": int, "nargs": 2, "metavar": ("H", "W"), "default": (256, 192)}
+    add("--size", **size, help="size of the average image (default 256 192)")
+    add_loading_arguments(parser)
     args = parser.parse_intermixed_args()
     check_lowest(args)
     if min(args.size) < 1:

@@ -169,10 +169,8 @@ def load_model(file, device="cpu"):
 def add_data_arguments(parser):
     """What names a split and a device; what is left out comes from the checkpoint."""
     data.add_dataset_arguments(parser)
-    parser.add_argument("--split", default="test", choices=data.PARTS)
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--workers", type=int, default=0)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--split", default="test", choices=data.PARTS, help="default: test")
+    data.add_loading_arguments(parser)
 
 
 def open_evaluation(args, config):
@@ -311,11 +309,11 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("checkpoint", nargs="?", help="best.pt or last.pt of a training")
+    add("checkpoint", nargs="?", help="the best.pt or last.pt of a training")
     add_data_arguments(parser)
     add("--json", help="write the result to this file as well")
-    add("--predictions", metavar="NPZ", help="write names, attributes, labels, probabilities")
-    add("--compare", nargs="+", metavar="JSON", help="compare results written by --json")
+    add("--predictions", metavar="NPZ", help="write labels and probabilities to this file")
+    add("--compare", nargs="+", metavar="JSON", help="print results of --json side by side")
     args = parser.parse_args()
     if (args.checkpoint is None) == (args.compare is None):
         parser.error("expected a checkpoint, or --compare with results")

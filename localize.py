@@ -372,13 +372,16 @@ def parse_arguments():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("inputs", nargs="+", metavar="CHECKPOINT.pt | IMAGE", help="checkpoints, then any images")
+    add("inputs", nargs="+", metavar="FILE", help="checkpoints (.pt), then images or folders")
     evaluate.add_data_arguments(parser)
-    add("--attributes", nargs="+", metavar="NAME", help="default: those predicted or with a box")
-    add("--cam", default="grad-cam-p", choices=["grad-cam-p", "grad-cam"])
-    add("--threshold", type=float, nargs="+", default=[THRESHOLD], help="of the heat map in [0, 1]")
-    add("--panels", type=int, help="images to draw; default 20, all of those named")
-    add("--out", help="folder for the panels; default: panels/ beside the first checkpoint")
+    wanted = "attributes to look at (default: those that are predicted or have a true box)"
+    add("--attributes", nargs="+", metavar="NAME", help=wanted)
+    cams = ["grad-cam-p", "grad-cam"]
+    add("--cam", default=cams[0], choices=cams, help="Eq. 13 (default), or the original Grad-CAM")
+    share = f"share of the heat map's maximum at which a box begins (default {THRESHOLD})"
+    add("--threshold", type=float, nargs="+", default=[THRESHOLD], help=share)
+    add("--panels", type=int, help="how many images to draw (default: 20, or all that are named)")
+    add("--out", help="folder for the panels (default: panels/ beside the first checkpoint)")
     add("--json", help="write boxes and scores to this file as well")
     args = parser.parse_intermixed_args()  # options may stand before the paths
     data.check_lowest(args, panels=0)

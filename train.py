@@ -72,35 +72,38 @@ RESUME_KEYS = (
 
 def parse_arguments(argv=None):
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="What has no default here comes from RECIPE, or SYNTHETIC_RECIPE, in train.py.",
     )
     add = parser.add_argument
     ples, modes = ["R", "K", "S", "none"], ["group", "attribute", *SCALES]
-    add("--ple", default="S", choices=ples, help="prior location; none: the baseline")
+    add("--ple", default="S", choices=ples, help="prior location (default S); none: the baseline")
     data.add_dataset_arguments(parser)  # synthetic by default, pa100k where --data is given
     splits = ["train", "trainval"]
-    add("--train-split", choices=splits, help="trainval keeps the last epoch as best")
+    add("--train-split", choices=splits, help="with trainval the last epoch counts as the best")
     add("--afss", default="group", choices=modes, help="AFSS, AFSS* of Tab. 1, or a fixed scale")
     add("--freeze", type=int, metavar="EPOCHS", help="keep AFSS's choice from then on; 0: never")
     add("--M", type=int, default=3, help="offset points per prior point (Fig. 5)")
     add("--ratio", type=float, default=0.75, help="fraction of points that PLE-S samples (Fig. 6)")
     add("--no-offsets", dest="offsets", action="store_false", help="Tab. 2 without offset points")
     add("--no-prior", dest="prior", action="store_false", help="Tab. 2 without spatial prior")
-    add("--backbone", choices=Backbone.names)
+    add("--backbone", choices=Backbone.names, help="of torchvision")
     add("--weights", help="of the backbone: imagenet, none, or a torchvision state dict file")
-    add("--size", type=int, nargs=2, metavar=("H", "W"))
+    add("--size", type=int, nargs=2, metavar=("H", "W"), help="of the model's input")
     add("--channels", type=int, help="of the feature pyramid")
-    add("--epochs", type=int)
-    add("--batch-size", type=int)
-    add("--lr", type=float)
-    add("--schedule", choices=["plateau", "onecycle", "step"])
-    add("--seed", type=int, default=0)
+    add("--epochs", type=int, help="how many epochs to train")
+    add("--batch-size", type=int, help="images per step, of all processes together")
+    add("--lr", type=float, help="the learning rate at its highest")
+    add("--schedule", choices=["plateau", "onecycle", "step"], help="the learning rate's course")
+    add("--seed", type=int, default=0, help="of weights, order and augmentation (default 0)")
     add("--amp", choices=["bf16", "fp16"], help="automatic mixed precision")
     add("--compile", action="store_true", help="torch.compile the model")
     add("--out", help="folder; default runs/DATASET-PLE")
     add("--resume", action="store_true", help="continue from last.pt in --out")
     add("--workers", type=int, help="processes that load images")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    add("--device", default=device, help="cpu, cuda or cuda:N (default here: %(default)s)")
     args = parser.parse_args(argv)
     args.dataset = args.dataset or ("pa100k" if args.data else "synthetic")
     without_validation = args.dataset in data.WITHOUT_VALIDATION
@@ -451,7 +454,7 @@ def wrap(model, args):
     Of batch norm's statistics rank 0's count. Once AFSS's choice is frozen or fixed, the pyramid's
     convolutions of other scales are unused.
     """
-    network = torch.compile(model) if args.compile else model
+    network = torch.compile(model, dynamic=False) if args.compile else model  # all batches alike
     if WORLD_SIZE == 1:
         return network
     unused = isinstance(model, SSPNet) and not model.afss.selecting

@@ -38,7 +38,7 @@ from data import (  # noqa: E402
     synthetic,
     write_json,
 )
-from evaluate import build_model, metrics, model_name  # noqa: E402
+from evaluate import metrics, model_name  # noqa: E402
 from localize import response_maps  # noqa: E402
 from sspnet import (  # noqa: E402
     KEYPOINT_GROUPS,
@@ -47,6 +47,7 @@ from sspnet import (  # noqa: E402
     Baseline,
     HierarchicalLoss,
     SSPNet,
+    build_model,
     prior_region,
 )
 from train import GRADIENT_NORM, parameter_groups  # noqa: E402

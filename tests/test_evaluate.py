@@ -13,7 +13,6 @@ from data import PA100K_GROUPS
 from evaluate import (
     FORMAT,
     METRICS,
-    build_model,
     compare,
     group_means,
     load_model,
@@ -21,6 +20,7 @@ from evaluate import (
     metrics,
     report,
 )
+from sspnet import build_model
 
 
 def reference_metrics(predicted, labels):
