@@ -699,7 +699,10 @@ def test_eq02_a_head_attributes_map_answers_in_the_head_region_alone():
 # ---- Compile, export, copy
 
 
-@pytest.mark.parametrize("ple", ["R", "K", "S"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("ple", [pytest.param("R", marks=SLOW), pytest.param("K", marks=SLOW), "S"])
 def test_compiles_to_one_graph_in_evaluation_and_in_frozen_training(ple):
     torch.compiler.reset()
     model = random_model(ple)

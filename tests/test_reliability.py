@@ -122,12 +122,10 @@ def children_train(count, arguments, **options):
     "more",
     [
         words("--ple S --freeze 2"),
-        pytest.param(
-            words("--ple K --schedule plateau --afss attribute"),
-            marks=pytest.mark.slow,
-        ),
+        words("--ple K --schedule plateau --afss attribute"),
     ],
 )
+@pytest.mark.slow
 def test_two_ranks_learn_what_one_does(tmp_path, more):
     """With batch norm's statistics frozen: the same gradients, and so (roundings grow) the same
     training."""
@@ -700,6 +698,7 @@ def test_a_checkpoint_that_differs_is_refused(checkpoint, tmp_path, spoil, messa
         )
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_a_checkpoint_cut_anywhere_or_with_code_is_refused_and_nothing_runs(checkpoint, tmp_path):
     whole = checkpoint.read_bytes()
     for end in (0, 10, 1000, len(whole) // 2, len(whole) - 30):

@@ -243,6 +243,7 @@ def test_evaluate_and_localize_end_to_end(trained, tmp_path, ple):
     assert len(list((tmp_path / "p").glob("*.png"))) == 3
 
 
+@pytest.mark.slow
 def test_the_commands_run_as_files_from_anywhere(tmp_path):
     """What the other tests call in this process, as a user does."""
     for arguments in (
