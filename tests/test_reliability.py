@@ -185,6 +185,7 @@ def test_each_image_is_validated_once_and_shares_make_up_the_batch(tmp_path):
     assert sorted(seen) == list(range(23))
 
 
+@pytest.mark.slow
 def test_torchrun(tmp_path):
     launch = [
         sys.executable,

@@ -83,7 +83,7 @@ class Died(Exception):
     "more",
     [
         ["--ple", "S"],
-        words("--ple none --schedule plateau"),
+        pytest.param(words("--ple none --schedule plateau"), marks=pytest.mark.slow),
         pytest.param(
             words("--ple K --afss attribute --amp bf16 --freeze 2"),
             marks=pytest.mark.slow,
