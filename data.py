@@ -101,13 +101,12 @@ class Split:
 
     def subset(self, indices):
         """The same split with some of its images."""
-        chosen = {}
-        for field in ("names", "images", "labels", "keypoints", "boxes"):
-            value = getattr(self, field)
-            chosen[field] = [value[i] for i in indices] if isinstance(value, list) else value
-            if isinstance(value, np.ndarray):
-                chosen[field] = value[indices]
-        return replace(self, **chosen)
+        arrays = {"labels": self.labels[indices]}
+        for field in ("keypoints", "boxes"):
+            if getattr(self, field) is not None:
+                arrays[field] = getattr(self, field)[indices]
+        names = [self.names[i] for i in indices]
+        return replace(self, names=names, images=[self.images[i] for i in indices], **arrays)
 
 
 def load_split(dataset, data=None, split="test", keypoints=None, partition=None, exclude=None):
@@ -1156,9 +1155,10 @@ def find_keypoints(model, split, out, batch_size=32, workers=0, source=""):
     nobody = (points[:, :, 2] == 0).all(1)
     if nobody.all():
         raise ValueError(f"{split.name}: nobody was found on any image")
-    sizes = torch.tensor([image_size(image)[::-1] for image in split.images])  # (N, 2)
-    mean = ((points[:, :, :2] + 0.5) / sizes[:, None])[~nobody].mean(0)  # (16, 2)
-    points[nobody, :, :2] = mean * sizes[nobody, None] - 0.5
+    if nobody.any():  # only then are the images' sizes needed
+        sizes = torch.tensor([image_size(image)[::-1] for image in split.images])  # (N, 2)
+        mean = ((points[:, :, :2] + 0.5) / sizes[:, None])[~nobody].mean(0)  # (16, 2)
+        points[nobody, :, :2] = mean * sizes[nobody, None] - 0.5
     write_npz(out, names=split.names, keypoints=points)
     part.unlink(missing_ok=True)
     return int(nobody.sum())

@@ -13,6 +13,7 @@ example of how a backbone plugs in: `Lite0` is all that SSPNet needs. Two enviro
 RING and READING, change the offset points, for the table "Offset points" of results.md.
 """
 
+import argparse
 import os
 import sys
 from pathlib import Path
@@ -138,7 +139,7 @@ def offsets():
 
 
 def parse_data(argv):
-    parser = train.argparse.ArgumentParser()
+    parser = argparse.ArgumentParser()
     evaluate.add_data_arguments(parser)
     return parser.parse_args(argv)
 
