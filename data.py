@@ -131,10 +131,12 @@ def load_split(dataset, data=None, split="test", keypoints=None, partition=None,
         raise ValueError(f"--exclude {' '.join(exclude)}: {dataset} is not made of parts, upar is")
     partition = 1 if partition is None else partition
     pickled = dataset == "upar" or data.suffix == ".pkl"
+    reader = read_pickled if pickled else READERS[dataset]
     if pickled and dataset not in PUBLISHED:
         raise ValueError(f"{data}: {dataset} is not read from a pickle")
+    if pickled:
+        data = existing(data / "dataset_all.pkl" if data.is_dir() else data)
     try:
-        reader = read_pickled if pickled else READERS[dataset]
         loaded = reader(data, PARTS[split], partition, dataset)
     except (ValueError, OSError) as error:
         if str(data) in str(error):
@@ -439,21 +441,26 @@ def labels_of(labels, names, attributes):
     return labels.astype(np.float32)
 
 
-def pick(partitions, number, part, count, first):
-    """The image indices, from 0, of a part of partition `number` (from 1).
+def pick(published, number, parts, count, first):
+    """The image indices, from 0, of a split's parts in partition `number` (from 1).
 
-    partitions: a list of partitions, each a list of indices that count from `first`, or a list of
-    such lists (one per sub-dataset); or, where there is one partition alone, its indices.
+    published: {part: partitions}; these are a list with one element per partition, its images'
+    numbers, which count from `first`, or a list of such lists (one per sub-dataset). Where there
+    is one partition alone, it may stand there itself.
     """
-    if np.isscalar(partitions[0]):
-        partitions = [partitions]
-    if not 1 <= number <= len(partitions):
-        raise ValueError(f"--partition {number}: expected 1 to {len(partitions)}")
-    chosen = partitions[number - 1]
-    runs = [chosen] if np.isscalar(chosen[0]) else chosen
-    indices = np.concatenate([np.ravel(run) for run in runs])
+    picked = []
+    for part in parts_there(parts, published):
+        partitions = published[part]
+        if np.isscalar(partitions[0]):
+            partitions = [partitions]
+        if not 1 <= number <= len(partitions):
+            raise ValueError(f"--partition {number}: expected 1 to {len(partitions)}")
+        chosen = partitions[number - 1]
+        runs = [chosen] if np.isscalar(chosen[0]) else chosen
+        picked += [np.ravel(run) for run in runs]
+    indices = np.concatenate(picked)
     if indices.dtype.kind not in "iu":
-        raise ValueError(f"partition {number}, {part}: expected image numbers")
+        raise ValueError(f"partition {number}: expected image numbers")
     indices = indices.astype(np.int64) - first
     if len(indices) and not 0 <= indices.min() <= indices.max() < count:
         worst = indices.max() + first
@@ -472,13 +479,12 @@ def parts_there(parts, published):
     return found
 
 
-def assemble(dataset, file, folder, attributes, names, labels, indices):
-    """The chosen images of an annotation file as a `Split`; labels (N, L or more)."""
+def split_of(dataset, file, folder, attributes, names, labels):
+    """All images of an annotation file as a `Split`; labels (N, L), or more columns."""
     table, places = PUBLISHED[dataset]
     place = image_folder(folder, places, (names or [""])[0])
     images, groups = [place / name for name in names], groups_of(attributes, table, file)
-    whole = Split(str(file), attributes, groups, names, images, labels[:, : len(attributes)])
-    return whole.subset(np.concatenate(indices))
+    return Split(str(file), attributes, groups, names, images, labels[:, : len(attributes)])
 
 
 def pa100k(folder, parts, partition, dataset):
@@ -490,8 +496,7 @@ def pa100k(folder, parts, partition, dataset):
         part_names = strings(mat[f"{part}_images_name"])
         labels.append(labels_of(mat[f"{part}_label"], part_names, attributes))
         names += part_names
-    indices = [range(len(names))]
-    return assemble(dataset, file, folder, attributes, names, np.concatenate(labels), indices)
+    return split_of(dataset, file, folder, attributes, names, np.concatenate(labels))
 
 
 def rap1(folder, parts, partition, dataset):
@@ -499,12 +504,12 @@ def rap1(folder, parts, partition, dataset):
     file = folder / "RAP_annotation" / "RAP_annotation.mat"
     rap = read_mat(file)["RAP_annotation"]
     names, attributes = strings(rap["imagesname"]), strings(rap["attribute_eng"])
-    labels, indices = labels_of(rap["label"], names, attributes), []
+    labels = labels_of(rap["label"], names, attributes)
     labels[labels == 2] = 0  # unsure counts as absent, as the field does
-    for part in parts_there(parts, ("train", "test")):
-        given = [p[f"{part}_index"] for p in np.atleast_1d(rap["partion"])]
-        indices.append(pick(given, partition, part, len(names), first=1))
-    return assemble(dataset, file, folder, attributes[:51], names, labels, indices)
+    given = np.atleast_1d(rap["partion"])
+    partitions = {part: [p[f"{part}_index"] for p in given] for part in ("train", "test")}
+    whole = split_of(dataset, file, folder, attributes[:51], names, labels)
+    return whole.subset(pick(partitions, partition, parts, len(names), first=1))
 
 
 def peta(folder, parts, partition, dataset):
@@ -513,152 +518,101 @@ def peta(folder, parts, partition, dataset):
     mat = read_mat(file)["peta"]
     names = [f"{i + 1:05d}.png" for i in range(len(mat["data"]))]
     attributes = strings(mat["attribute"])
-    labels, indices = labels_of(mat["data"][:, 4:], names, attributes), []
-    for part in parts:
-        given = [p[part] for p in np.atleast_1d(mat["partion_attribute"])]
-        indices.append(pick(given, partition, part, len(names), first=1))
-    return assemble(dataset, file, folder, attributes[:35], names, labels, indices)
+    labels = labels_of(mat["data"][:, 4:], names, attributes)
+    given = np.atleast_1d(mat["partion_attribute"])
+    partitions = {part: [p[part] for p in given] for part in PARTS["all"]}
+    whole = split_of(dataset, file, folder, attributes[:35], names, labels)
+    return whole.subset(pick(partitions, partition, parts, len(names), first=1))
 
 
 # ---- The field's dataset_all.pkl: a pickle, read without running anything on its word
 
 
-class PickledDtype:
-    """What a pickle says of a numpy dtype: a name such as "f8", and its byte order."""
-
-    def __init__(self, name, *_):
-        self.name, self.order = name, "="
-
-    def __setstate__(self, state):
-        self.order = state[1]
-
-    def resolve(self):
-        if self.name in ("O", "O8"):
-            return np.dtype(object)
-        known = re.fullmatch(r"b1|[iu][1248]|f[248]|[SU]\d{1,4}", str(self.name))
-        if not known or self.order not in ("<", ">", "=", "|"):
-            raise ValueError(f"dtype {str(self.name)[:20]}: expected numbers or text")
-        return np.dtype(self.order.replace("|", "=") + self.name)
-
-
-class PickledArray:
-    """What a pickle says of a numpy array: dtype, shape, and bytes or, of objects, a list."""
+class Named(dict):
+    """What a pickle says of an object: its arguments, state and items; nothing is called."""
 
     state = None
 
-    def __setstate__(self, state):
-        self.state = state[1:]
+    def __new__(cls, *arguments):
+        named = super().__new__(cls)
+        named.arguments = arguments
+        return named
 
-    def resolve(self):
-        shape, dtype, fortran, content = self.state
-        dtype, count = dtype.resolve(), math.prod(shape)
-        if dtype.kind == "O":
-            array = np.empty(len(content), object)
-            array[:] = content
-        else:
-            raw = content.encode("latin1") if isinstance(content, str) else bytes(content)
-            array = np.frombuffer(raw, dtype)
-        if len(array) != count or any(n < 0 for n in shape):
-            raise ValueError(f"an array of {len(array)} values, expected the shape {shape}")
-        return array.reshape(shape, order="F" if fortran else "C")
-
-
-def pickled_array(*_):
-    """Stands in for numpy's `_reconstruct`; the content follows as a state."""
-    return PickledArray()
-
-
-def pickled_buffer(content, dtype, shape, order):
-    """Stands in for numpy's `_frombuffer` (protocol 5)."""
-    array = PickledArray()
-    array.state = shape, dtype, order == "F", content
-    return array
-
-
-def pickled_scalar(dtype, content):
-    """Stands in for numpy's `scalar`."""
-    return pickled_buffer(content, dtype, (), "C")
-
-
-def pickled_bytes(text, encoding):
-    """Stands in for `_codecs.encode`, by which protocols 0 to 2 write bytes."""
-    return text.encode("latin1")
-
-
-def pickled_dict(*_):
-    """Stands in for dict-likes, which are filled afterwards; protocols 0 and 1 pass the content."""
-    return EasyDict(*(value for value in _ if isinstance(value, dict)))
-
-
-class EasyDict(dict):
-    """Stands in for easydict's, a dict whose keys are attributes too."""
+    def __init__(self, *_):
+        pass
 
     def __setstate__(self, state):
-        pass  # the attributes repeat the items
+        self.state = state
 
 
 class PlainUnpickler(pickle.Unpickler):
-    """Whatever a pickle names is replaced by a stand-in above, or refused; nothing is called."""
+    """Whatever a pickle names becomes a `Named` of that name, or is refused."""
 
-    stand_ins = {
-        "easydict.EasyDict": EasyDict,
-        "collections.OrderedDict": EasyDict,
-        "builtins.dict": dict,
-        "builtins.list": list,
-        "builtins.range": range,
-        "numpy.ndarray": PickledArray,
-        "numpy.dtype": PickledDtype,
-        "multiarray._reconstruct": pickled_array,
-        "multiarray.scalar": pickled_scalar,
-        "numeric._frombuffer": pickled_buffer,
-        "copyreg._reconstructor": pickled_dict,
-        "_codecs.encode": pickled_bytes,
-    }
+    known = """
+        easydict.EasyDict collections.OrderedDict builtins.dict builtins.range numpy.ndarray
+        numpy.dtype multiarray._reconstruct multiarray.scalar numeric._frombuffer
+        copyreg._reconstructor
+    """
 
     def find_class(self, module, name):
         module = {"__builtin__": "builtins", "copy_reg": "copyreg"}.get(module, module)
         module = module.removeprefix("numpy.core.").removeprefix("numpy._core.")
-        known = f"{module}.{name}"
-        if known not in self.stand_ins:
+        if (module, name) == ("_codecs", "encode"):
+            return str.encode  # how protocols 0 to 2 write bytes
+        if f"{module}.{name}" not in self.known.split():
             raise ValueError(f"it names {module}.{name}, expected plain data alone")
-        return self.stand_ins[known]
+        return type(name, (Named,), {})
 
 
-def plain(value, done, depth=0):
-    """What was unpickled as (dicts, lists, numbers, text and arrays; how many of them).
+def plain(value, seen, depth=0):
+    """What was unpickled as dicts, lists, numbers, text and arrays.
 
-    `done` remembers what each object became, so that a nest of references costs nothing; one that
-    contains itself, or that would unfold to more than ten million values, is refused.
+    seen: a list of one number, the values so far; a nest of references would unfold to billions.
     """
-    if value is None or isinstance(value, str | int | float):
-        return value, 1
-    key = id(value)
-    if key in done:
-        if done[key] is None:
-            raise ValueError("it contains itself")
-        return done[key]
-    if depth > 20:
-        raise ValueError("it is nested more than 20 deep")
-    done[key] = None
-    if isinstance(value, PickledArray):
-        value = value.resolve()
-        value = value.ravel().tolist() if value.dtype.kind == "O" else value
-    if isinstance(value, np.ndarray):
-        result, size = value.item() if value.ndim == 0 else value, 1
-    elif isinstance(value, dict):
-        pairs = {str(k): plain(v, done, depth + 1) for k, v in value.items()}
-        result, size = {k: v for k, (v, _) in pairs.items()}, sum(n for _, n in pairs.values())
-    elif isinstance(value, list | tuple):
-        pairs = [plain(v, done, depth + 1) for v in value]
-        result, size = [v for v, _ in pairs], sum(n for _, n in pairs)
-    elif isinstance(value, range) and len(value) < 10**6:
-        result, size = list(value), len(value)
+    kind, scalar = type(value).__name__, (str, int, float, type(None))
+    if isinstance(value, scalar):
+        return value
+    seen[0] += 1 + (len(value) if isinstance(value, list | tuple | dict) else 0)
+    if seen[0] > 3_000_000 or depth > 20:
+        raise ValueError("it unfolds to over three million values, or is nested more than 20 deep")
+    if isinstance(value, list | tuple):
+        return [v if isinstance(v, scalar) else plain(v, seen, depth + 1) for v in value]
+    if kind in ("dict", "EasyDict", "OrderedDict", "_reconstructor"):
+        filled = [v for v in getattr(value, "arguments", ()) if isinstance(v, dict)]
+        items = {k: v for part in (*filled, value) for k, v in part.items()}
+        return {str(k): plain(v, seen, depth + 1) for k, v in items.items()}
+    if kind == "range" and len(range(*value.arguments)) < 10**6:
+        return list(range(*value.arguments))
+    if kind == "_reconstruct":
+        _, *content = value.state
+    elif kind == "_frombuffer":  # protocol 5
+        raw, dtype, shape, order = value.arguments
+        content = shape, dtype, order == "F", raw
+    elif kind == "scalar":
+        content = (), value.arguments[0], False, value.arguments[1]
     else:
-        raise ValueError(f"it holds {type(value).__name__}, expected plain data alone")
-    if size > 10**7:
-        raise ValueError("it unfolds to more than ten million values")
-    done[key] = result, size
-    return result, size
+        raise ValueError(f"it holds {kind}, expected plain data alone")
+    array = plain_array(*content)
+    if array.dtype.kind == "O":
+        return plain(array.ravel().tolist(), seen, depth + 1)
+    return array.item() if array.ndim == 0 else array
+
+
+def plain_array(shape, dtype, fortran, content):
+    """The array of what a pickle says of one; objects are in a list, all else in raw bytes."""
+    name, order = str(dtype.arguments[0]), (dtype.state or "==")[1]
+    if name in ("O", "O8"):
+        array = np.empty(len(content), object)
+        array[:] = list(content)
+    else:
+        known = re.fullmatch(r"b1|[iu][1248]|f[248]|[SU]\d{1,4}", name)
+        if not known or order not in ("<", ">", "=", "|"):
+            raise ValueError(f"dtype {name[:20]}: expected numbers or text")
+        raw = content.encode("latin1") if isinstance(content, str) else bytes(content)
+        array = np.frombuffer(raw, np.dtype(order.replace("|", "=") + name))
+    if len(array) != math.prod(shape) or any(n < 0 for n in shape):
+        raise ValueError(f"an array of {len(array)} values, expected the shape {shape}")
+    return array.reshape(shape, order="F" if fortran else "C")
 
 
 def read_pickled(file, parts, partition, dataset):
@@ -667,27 +621,20 @@ def read_pickled(file, parts, partition, dataset):
     UPAR is published this way, and so are the splits of PETA and RAP that share no person between
     train and test (RAP's is of RAP v2).
     """
-    file = existing(file / "dataset_all.pkl" if file.is_dir() else file)
-    try:
-        with open(file, "rb") as opened:
-            content, _ = plain(PlainUnpickler(opened, encoding="latin1").load(), {})
-        names, attributes = strings(content["image_name"]), strings(content["attr_name"])
-        labels = labels_of(np.asarray(content["label"], np.float32), names, attributes)
-        columns = content.get("label_idx", {}).get("eval", range(len(attributes)))
-        columns = np.asarray(columns, np.int64)
-        labels, attributes = labels[:, columns], [attributes[j] for j in columns]
-        labels[labels == 2] = 0  # RAP's unsure
-        attributes = ["Female" if name == "Femal" else name for name in attributes]  # RAP v2's
-        published = content["partition"]
-        if "train" not in published and "trainval" in published:
-            published = {"train": published["trainval"], **published}
-        indices = []
-        for part in parts_there(parts, [p for p in PARTS["all"] if p in published]):
-            indices.append(pick(published[part], partition, part, len(names), first=0))
-    except Exception as error:  # a damaged pickle raises nearly anything
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ValueError(f"{file}: not a readable dataset pickle ({reason})") from None
-    return assemble(dataset, file, file.parent, attributes, names, labels, indices)
+    with open(file, "rb") as opened:
+        content = plain(PlainUnpickler(opened, encoding="latin1").load(), [0])
+    names, attributes = strings(content["image_name"]), strings(content["attr_name"])
+    labels = labels_of(np.asarray(content["label"], np.float32), names, attributes)
+    columns = content.get("label_idx", {}).get("eval", range(len(attributes)))
+    columns = np.asarray(columns, np.int64)
+    labels, attributes = labels[:, columns], [attributes[j] for j in columns]
+    labels[labels == 2] = 0  # RAP's unsure
+    attributes = ["Female" if name == "Femal" else name for name in attributes]  # RAP v2's
+    published = dict(content["partition"])
+    if "trainval" in published:
+        published.setdefault("train", published.pop("trainval"))
+    whole = split_of(dataset, file, file.parent, attributes, names, labels)
+    return whole.subset(pick(published, partition, parts, len(names), first=0))
 
 
 def without_parts(split, exclude):
