@@ -46,6 +46,13 @@ DATASETS = ("synthetic", "pa100k", "rap1", "peta", "upar", "pcs", "csv")
 PARTS = {part: (part,) for part in ("train", "val", "test")}
 PARTS.update(trainval=("train", "val"), all=("train", "val", "test"))
 WITHOUT_VALIDATION = ("rap1", "pcs")  # their "trainval" is "train"
+OPTIONS = {  # which datasets have them
+    "data": DATASETS[1:],
+    "partition": ("rap1", "peta", "upar"),
+    "exclude": ("upar",),
+    "domain": ("synthetic",),
+    "images": ("synthetic",),
+}
 DATA_KEYS = ("dataset", "data", "keypoints", "partition", "exclude", "domain")  # name a source
 FLIP = [5, 4, 3, 2, 1, 0, 6, 7, 8, 9, 15, 14, 13, 12, 11, 10]  # MPII's left and right exchanged
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # ImageNet's, as the backbones expect
@@ -109,33 +116,51 @@ class Split:
         return replace(self, names=names, images=[self.images[i] for i in indices], **arrays)
 
 
-def load_split(dataset, data=None, split="test", keypoints=None, partition=None, exclude=None):
-    """A split, one of `PARTS`, of one of `DATASETS` but the drawn one.
+def load_split(dataset, data=None, split="test", keypoints=None, size=(128, 96), **options):
+    """A split, one of `PARTS`, of one of `DATASETS`.
 
     Args:
         data: the dataset's folder; for pa100k, rap1, peta and upar also the field's
             `dataset_all.pkl` with its images beside it.
         keypoints: a keypoint file, see `read_keypoints`.
-        partition: of rap1 and peta 1 to 5, of upar 1 to 9; 1 by default.
-        exclude: parts of upar to leave out, by the first folder of their images.
+        size: (H, W) of the synthetic set's images.
+        options: what some datasets have, see `OPTIONS`; None counts as not given.
+            partition: of rap1 and peta 1 to 5, of upar 1 to 9; 1 by default.
+            exclude: parts of upar to leave out, by the first folder of their images.
+            domain, images: of the synthetic set, see `synthetic`, where images is its count.
 
     Raises:
         ValueError, FileNotFoundError: naming the file, the value and what was expected.
     """
-    if data is None:
+    options = {k: v for k, v in {"data": data, **options}.items() if v is not None}
+    for name, value in options.items():
+        if dataset not in OPTIONS[name]:
+            having = ", ".join(OPTIONS[name])
+            raise ValueError(f"--{name} {value}: {dataset} has none, expected {having}")
+    if dataset == "synthetic":
+        domain = options.get("domain", 0)
+        loaded = synthetic(split, domain=domain, size=size, count=options.get("images"))
+    elif data is None:
         raise ValueError(f"dataset {dataset}: give its folder with --data")
-    data = Path(data)
-    if partition is not None and dataset not in ("rap1", "peta", "upar"):
-        raise ValueError(f"--partition {partition}: {dataset} has none, rap1, peta and upar have")
-    if exclude and dataset != "upar":
-        raise ValueError(f"--exclude {' '.join(exclude)}: {dataset} is not made of parts, upar is")
-    partition = 1 if partition is None else partition
-    pickled = dataset == "upar" or data.suffix == ".pkl"
-    reader = read_pickled if pickled else READERS[dataset]
-    if pickled and dataset not in PUBLISHED:
-        raise ValueError(f"{data}: {dataset} is not read from a pickle")
-    if pickled:
-        data = existing(data / "dataset_all.pkl" if data.is_dir() else data)
+    else:
+        loaded = read_split(dataset, Path(data), split, options.get("partition", 1))
+    if "exclude" in options:
+        loaded = without_parts(loaded, options["exclude"])
+    if data:
+        check_images(loaded.images)
+    if keypoints:
+        loaded = replace(loaded, keypoints=read_keypoints(keypoints, loaded.names))
+    return loaded
+
+
+def read_split(dataset, data, split, partition):
+    """What the dataset's reader reads; any error of it in one line that names the file or folder.
+
+    A reader of `READERS` takes (folder, parts of the split, partition, dataset).
+    """
+    reader = READERS[dataset]
+    if dataset == "upar" or (data.suffix == ".pkl" and dataset in PUBLISHED):
+        reader, data = read_pickled, existing(data / "dataset_all.pkl" if data.is_dir() else data)
     try:
         loaded = reader(data, PARTS[split], partition, dataset)
     except (ValueError, OSError) as error:
@@ -145,36 +170,26 @@ def load_split(dataset, data=None, split="test", keypoints=None, partition=None,
     except Exception as error:  # readable, but nothing like what is published
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise ValueError(f"{data}: not laid out as {dataset} is published ({reason})") from None
-    which = f", partition {partition}" if dataset in ("rap1", "peta", "upar") else ""
+    which = f", partition {partition}" if dataset in OPTIONS["partition"] else ""
     loaded.name = f"{dataset} {split}{which} ({data})"
-    if exclude:
-        loaded = without_parts(loaded, exclude)
-    check_images(loaded.images)
-    if keypoints:
-        loaded = replace(loaded, keypoints=read_keypoints(keypoints, loaded.names))
     return loaded
 
 
 def open_split(config, split):
-    """The split for a config with the keys `DATA_KEYS`, "ple", "size" and "images" (or None)."""
-    source = {key: config[key] for key in DATA_KEYS if key != "domain"}
-    if config["dataset"] == "synthetic":
-        given = [key for key in ("data", "partition", "exclude") if config[key] is not None]
-        if given:
-            raise ValueError(f"--{given[0]} {config[given[0]]}: the synthetic set is drawn")
-        drawing = {"domain": config["domain"] or 0, "size": config["size"]}
-        opened = synthetic(split, count=config["images"], **drawing)
-        if config["keypoints"]:
-            points = read_keypoints(config["keypoints"], opened.names)
-            opened = replace(opened, keypoints=points)
-    else:
-        for key in ("images", "domain"):
-            if config[key] is not None:
-                raise ValueError(f"--{key} {config[key]}: of the synthetic set alone")
-        opened = load_split(split=split, **source)
+    """The split for a config with the keys `DATA_KEYS`, "ple", "size" and "images"."""
+    source = {key: config[key] for key in (*DATA_KEYS, "size", "images")}
+    opened = load_split(split=split, **source)
     if config["ple"] == "K" and opened.keypoints is None:
         raise ValueError(f"{opened.name}: PLE-K needs keypoints, give --keypoints FILE")
     return opened
+
+
+def check_images(images):
+    """All images must be there."""
+    missing = [image for image in images if not image.is_file()]
+    if missing:
+        count = f"{len(missing)} of {len(images)} are missing"
+        raise FileNotFoundError(f"{missing[0]}: no such image ({count})")
 
 
 def photo_split(paths, attributes, groups, keypoints=None):
@@ -207,19 +222,6 @@ def existing(file, what="file"):
 def digest(names):
     """A short fingerprint of image names in their order."""
     return hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()[:16]
-
-
-def check_images(images):
-    """All images must be there: one listing of each folder, not one question per image."""
-    there = set()
-    for folder in {image.parent for image in images}:
-        if not folder.is_dir():
-            raise FileNotFoundError(f"{folder}: no such folder, expected images in it")
-        there |= {folder / name for name in os.listdir(folder)}
-    missing = [image for image in images if image not in there]
-    if missing:
-        count = f"{len(missing)} of {len(images)} are missing"
-        raise FileNotFoundError(f"{missing[0]}: no such image ({count})")
 
 
 # ---- Batches
@@ -678,7 +680,6 @@ def pcs(folder, parts, partition, dataset):
     if not masks:
         expected = "annotations/pixel-level/*.mat or png_masks/MASKS/seg_*.png"
         raise FileNotFoundError(f"{folder}: no masks, expected {expected} in it")
-    check_images(photos)
     classes = [name.capitalize() for name in classes]
     boxes = np.stack([mask_boxes(*pair, classes) for pair in zip(masks, photos, strict=True)])
     counts = np.isfinite(boxes[:, :, 0]).sum(0)
@@ -798,7 +799,8 @@ def read_csv(file):
     return rows
 
 
-READERS = {"pa100k": pa100k, "rap1": rap1, "peta": peta, "pcs": pcs, "csv": csv_split}
+READERS = {"pa100k": pa100k, "rap1": rap1, "peta": peta, "upar": read_pickled, "pcs": pcs}
+READERS["csv"] = csv_split
 
 
 # ---- The same attributes in two datasets
@@ -1202,16 +1204,12 @@ def command(main):
 
 
 def keep_freed_memory():
-    """Has Linux's C library keep freed memory for the next step.
-
-    By default it returns each large tensor's to the system and fetches it anew, zeroed page by
-    page, which takes a fifth of a CPU training step.
-    """
-    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX of malloc.h
-    set_option = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if set_option:
-        set_option(mmap_max, 0)
-        set_option(trim_threshold, -1)
+    """Has Linux's C library keep freed memory, which saves a fifth of a CPU training step: else it
+    fetches each large tensor's anew from the system, zeroed page by page."""
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if hasattr(library, "mallopt"):
+        library.mallopt(-4, 0)  # M_MMAP_MAX of malloc.h
+        library.mallopt(-1, -1)  # M_TRIM_THRESHOLD
 
 
 def show_progress(text, done, total, started):
@@ -1239,15 +1237,12 @@ def replacing(file):
 def write_json(file, value):
     """Writes a result as JSON; NaN, an undefined figure, becomes null. ASCII in any locale."""
 
-    def finite(v):
-        if isinstance(v, dict):
-            return {str(k): finite(w) for k, w in v.items()}
-        if isinstance(v, list | tuple):
-            return [finite(w) for w in v]
-        return None if isinstance(v, float) and not math.isfinite(v) else v
+    def null(_):
+        return None
 
+    finite = json.loads(json.dumps(value), parse_constant=null)
     with replacing(file) as temporary:
-        temporary.write_text(json.dumps(finite(value), indent=1) + "\n", encoding="ascii")
+        temporary.write_text(json.dumps(finite, indent=1) + "\n", encoding="ascii")
 
 
 def write_npz(file, **arrays):

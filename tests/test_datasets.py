@@ -848,7 +848,7 @@ def unknown_attribute(folder):
         (without_keypoints, "k.npz: has no keypoints for image"),
         (partition(6), "--partition 6: expected 1 to 5"),
         (partition(0), "--partition 0: expected 1 to 5"),
-        (partition(1, "pa100k"), "--partition 1: pa100k has none, rap1, peta and upar have"),
+        (partition(1, "pa100k"), "--partition 1: pa100k has none, expected rap1, peta, upar"),
         (index_out_of_range, "partition 1 names image 11, expected 1 to 10"),
         (unknown_attribute, "RAP_annotation.mat: attribute Umbrella is in none of the groups"),
     ],

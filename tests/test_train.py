@@ -312,7 +312,11 @@ def test_pa100k_end_to_end_with_keypoints(tmp_path):
     [
         ("train.py", ["--data", "nowhere"], "nowhere/annotation.mat: no such file"),
         ("train.py", ["--dataset", "pa100k"], "give its folder with --data"),
-        ("train.py", words("--dataset synthetic --data folder"), "the synthetic set is drawn"),
+        (
+            "train.py",
+            words("--dataset synthetic --data folder"),
+            "--data folder: synthetic has none",
+        ),
         ("train.py", ["--resume", "--out", "nowhere"], "nowhere/last.pt: no such checkpoint"),
         ("train.py", ["--weights", "nowhere.pt"], "--weights nowhere.pt: no such file"),
         ("train.py", ["--epochs", "0"], "--epochs 0: expected at least 1"),
@@ -590,7 +594,7 @@ def test_arguments_of_the_drawn_set_are_refused_elsewhere(tmp_path):
     write_pa100k(tmp_path)
     for flag in ("--images", "--domain"):
         done = command(f"train.py --data {tmp_path} {flag} 1 --weights none --out {tmp_path}/run")
-        assert done.returncode == 2 and f"{flag} 1: of the synthetic set alone" in done.stderr
+        assert done.returncode == 2 and f"{flag} 1: pa100k has none, expected synthetic" in done.stderr
 
 
 def test_an_out_that_holds_something_is_refused_before_training(tmp_path):
