@@ -594,7 +594,9 @@ def test_arguments_of_the_drawn_set_are_refused_elsewhere(tmp_path):
     write_pa100k(tmp_path)
     for flag in ("--images", "--domain"):
         done = command(f"train.py --data {tmp_path} {flag} 1 --weights none --out {tmp_path}/run")
-        assert done.returncode == 2 and f"{flag} 1: pa100k has none, expected synthetic" in done.stderr
+        assert (
+            done.returncode == 2 and f"{flag} 1: pa100k has none, expected synthetic" in done.stderr
+        )
 
 
 def test_an_out_that_holds_something_is_refused_before_training(tmp_path):
