@@ -1,5 +1,7 @@
 """Keypoints for PLE-K: SimCC, Keypoint R-CNN's points as MPII's, the commands of data.py."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -42,14 +44,9 @@ def test_simcc_has_the_public_checkpoints_names_and_shapes(simcc):
     }
     from torchvision.models import resnet50
 
-    backbone = {
-        f"backbone.{name}": list(value.shape)
-        for name, value in resnet50().state_dict().items()
-        if not name.startswith("fc.")
-    }
-    assert backbone == {
-        name: shape for name, shape in shapes.items() if not name.startswith("head.")
-    }
+    state = {k: v for k, v in resnet50().state_dict().items() if not k.startswith("fc.")}
+    backbone = {f"backbone.{name}": list(value.shape) for name, value in state.items()}
+    assert backbone == {name: shape for name, shape in shapes.items() if name not in head}
 
 
 def test_simcc_forward_is_final_layer_then_a_classifier_per_axis(simcc):
@@ -57,25 +54,17 @@ def test_simcc_forward_is_final_layer_then_a_classifier_per_axis(simcc):
     with torch.inference_mode():
         x, y = simcc(images)
         net = simcc.backbone
-        maps = net.layer4(
-            net.layer3(net.layer2(net.layer1(net.maxpool(net.relu(net.bn1(net.conv1(images)))))))
-        )
+        maps = net.maxpool(net.relu(net.bn1(net.conv1(images))))
+        for layer in (net.layer1, net.layer2, net.layer3, net.layer4):
+            maps = layer(maps)
         assert maps.shape == (2, 2048, 8, 8) and x.shape == y.shape == (2, 16, 512)
         head = simcc.head
         for b, k in ((0, 0), (1, 15)):
-            flat = torch.stack(
-                [
-                    head.final_layer.weight[k, :, 0, 0] @ maps[b, :, i // 8, i % 8]
-                    + head.final_layer.bias[k]
-                    for i in range(64)
-                ]
-            )
-            assert_close(
-                x[b, k], head.mlp_head_x.weight @ flat + head.mlp_head_x.bias, atol=1e-3, rtol=1e-4
-            )
-            assert_close(
-                y[b, k], head.mlp_head_y.weight @ flat + head.mlp_head_y.bias, atol=1e-3, rtol=1e-4
-            )
+            weight, bias = head.final_layer.weight[k, :, 0, 0], head.final_layer.bias[k]
+            flat = torch.stack([weight @ maps[b, :, i // 8, i % 8] + bias for i in range(64)])
+            for logits, layer in ((x, head.mlp_head_x), (y, head.mlp_head_y)):
+                expected = layer.weight @ flat + layer.bias
+                assert_close(logits[b, k], expected, atol=1e-3, rtol=1e-4)
 
 
 def test_simcc_decode_matches_loops():
@@ -84,14 +73,12 @@ def test_simcc_decode_matches_loops():
     points = SimCC.decode(x, y)
     for b in range(3):
         for k in range(16):
-            best = [max(range(512), key=lambda i: logits[b, k, i]) for logits in (x, y)]
-            sure = [
-                float(torch.exp(logits[b, k, i]) / torch.exp(logits[b, k]).sum())
-                for logits, i in zip((x, y), best, strict=True)
-            ]
-            assert points[b, k, :2].tolist() == [best[0] / 2, best[1] / 2] and points[
-                b, k, 2
-            ].item() == pytest.approx(min(sure), rel=1e-4)
+            sure = []
+            for axis, logits in enumerate((x[b, k].tolist(), y[b, k].tolist())):
+                best = logits.index(max(logits))
+                assert points[b, k, axis] == best / 2
+                sure.append(math.exp(logits[best]) / sum(map(math.exp, logits)))
+            assert points[b, k, 2].item() == pytest.approx(min(sure), rel=1e-4)
 
 
 @pytest.mark.parametrize("H, W", [(160, 64), (90, 150), (400, 180), (205, 205), (21, 9)])
@@ -107,20 +94,14 @@ def test_square_keeps_the_aspect_and_points_come_back(H, W):
         ys, xs = torch.meshgrid(torch.arange(256.0), torch.arange(256.0), indexing="ij")
         middle = torch.stack([(crop * xs).sum(), (crop * ys).sum()]) / crop.sum()
         back = from_square(torch.cat([middle, torch.tensor([0.7])]), (H, W), 256)
-        assert_close(
-            back,
-            torch.tensor([float(cx), float(cy), 0.7]),
-            atol=0.05 * max(H, W) / 100 + 0.02,
-            rtol=0,
-        )
+        near = 0.05 * max(H, W) / 100 + 0.02
+        assert_close(back, torch.tensor([float(cx), float(cy), 0.7]), atol=near, rtol=0)
         tall, wide = (crop > 128).any(1).sum().item(), (crop > 128).any(0).sum().item()
         assert abs(tall - wide) <= 1  # a square stays one
     whole = square(torch.full((3, H, W), 255, dtype=torch.uint8), 256)[0] > 128
     side = np.ceil(1.25 * max(H, W))
-    assert (
-        abs(whole.any(1).sum() - 256 * H / side) <= 2
-        and abs(whole.any(0).sum() - 256 * W / side) <= 2
-    )
+    assert abs(whole.any(1).sum() - 256 * H / side) <= 2
+    assert abs(whole.any(0).sum() - 256 * W / side) <= 2
 
 
 def test_square_and_back_is_exact():
@@ -129,9 +110,8 @@ def test_square_and_back_is_exact():
     for H, W in ((160, 64), (90, 150), (333, 100)):
         side = int(np.ceil(1.25 * max(H, W)))
         points = torch.rand(50, 2, dtype=torch.float64) * torch.tensor([W, H])
-        placed = (
-            points + torch.tensor([(side - W) // 2, (side - H) // 2]) + 0.5
-        ) * 256 / side - 0.5
+        margins = torch.tensor([(side - W) // 2, (side - H) // 2])
+        placed = (points + margins + 0.5) * 256 / side - 0.5
         assert_close(from_square(placed, (H, W), 256), points, atol=1e-9, rtol=0)
 
 
@@ -144,10 +124,7 @@ def test_square_and_back_is_exact():
             r"head.final_layer.weight: .*\[17, 2048, 1, 1\].*\[16, 2048, 1, 1\]",
         ),
         (lambda s: s.update({"head.more": torch.zeros(2)}), "head.more is missing or unexpected"),
-        (
-            lambda s: s.pop("backbone.layer4.2.conv3.weight"),
-            "backbone.layer4.2.conv3.weight is missing",
-        ),
+        (lambda s: s.pop("backbone.layer4.2.conv3.weight"), "layer4.2.conv3.weight is missing"),
     ],
 )
 def test_a_state_dict_that_differs_says_where(simcc, tmp_path, spoil, message):
@@ -159,9 +136,8 @@ def test_a_state_dict_that_differs_says_where(simcc, tmp_path, spoil, message):
 
 
 def test_a_state_dict_is_loaded(simcc, tmp_path):
-    torch.save(
-        {"meta": {"epoch": 1}, "state_dict": simcc.state_dict()}, tmp_path / "simcc.pth"
-    )  # as training frameworks wrap it
+    wrapped = {"meta": {"epoch": 1}, "state_dict": simcc.state_dict()}  # as frameworks do
+    torch.save(wrapped, tmp_path / "simcc.pth")
     loaded = pose_model("simcc", tmp_path / "simcc.pth").state_dict()
     assert all(torch.equal(value, loaded[name]) for name, value in simcc.state_dict().items())
     with pytest.raises(FileNotFoundError, match="nowhere.pth: no such file, expected a state dict"):
@@ -171,49 +147,14 @@ def test_a_state_dict_is_loaded(simcc, tmp_path):
 def figures(count, seed=0):
     """Coloured stick figures in random places, and their 16 points, in MPII's order."""
     random, images, points = np.random.default_rng(seed), [], []
-    shape = np.array(
-        [
-            [-2, 9],
-            [-2, 6],
-            [-1, 3],
-            [1, 3],
-            [2, 6],
-            [2, 9],
-            [0, 3],
-            [0, -2],
-            [0, -3],
-            [0, -6],
-            [-4, 2],
-            [-3, 0],
-            [-2, -2],
-            [2, -2],
-            [3, 0],
-            [4, 2],
-        ],
-        float,
-    )
-    bones = [
-        (0, 1),
-        (1, 2),
-        (2, 6),
-        (6, 3),
-        (3, 4),
-        (4, 5),
-        (6, 7),
-        (7, 8),
-        (8, 9),
-        (10, 11),
-        (11, 12),
-        (12, 13),
-        (13, 14),
-        (14, 15),
-    ]
+    x = words("-2 -2 -1 1 2 2 0 0 0 0 -4 -3 -2 2 3 4")
+    y = words("9 6 3 3 6 9 3 -2 -3 -6 2 0 -2 -2 0 2")
+    shape = np.array([x, y], float).T
+    bones = words("0-1 1-2 2-6 6-3 3-4 4-5 6-7 7-8 8-9 10-11 11-12 12-13 13-14 14-15")
+    bones = [tuple(map(int, bone.split("-"))) for bone in bones]
     for _ in range(count):
-        at = (
-            shape * random.uniform(4, 7)
-            + [random.uniform(30, 66), random.uniform(60, 90)]
-            + random.normal(0, 1, (16, 2))
-        )
+        at = shape * random.uniform(4, 7) + [random.uniform(30, 66), random.uniform(60, 90)]
+        at += random.normal(0, 1, (16, 2))
         image = Image.new("RGB", (96, 160), tuple(random.integers(0, 80, 3).tolist()))
         for n, (a, b) in enumerate(bones):
             ImageDraw.Draw(image).line([*at[a], *at[b]], fill=(255, 17 * n, 255 - 17 * n), width=4)
@@ -227,9 +168,8 @@ def test_simcc_head_learns_and_ple_k_runs_on_its_points(tmp_path):
     model = SimCC()
     images, truth = figures(8)
     side, left, top = 200, 52, 20  # of a 96x160 picture: 1.25 times the longer side, and margins
-    target = (
-        ((truth + torch.tensor([left, top]) + 0.5) * 256 / side - 0.5).mul(2).round().long()
-    )  # bins of half a pixel
+    places = (truth + torch.tensor([left, top]) + 0.5) * 256 / side - 0.5
+    target = (2 * places).round().long()  # bins of half a pixel
     crops = data.normalize(torch.stack([square(image, 256) for image in images]))
     with torch.no_grad():  # the backbone's random features, batch norm set to these pictures
         for layer in model.modules():
@@ -246,12 +186,10 @@ def test_simcc_head_learns_and_ple_k_runs_on_its_points(tmp_path):
     optimizer = torch.optim.Adam(model.head.parameters(), 3e-3)
     for _ in range(60):
         flat = model.head.final_layer(features).flatten(2)
-        loss = sum(
-            torch.nn.functional.cross_entropy(
-                layer(flat).flatten(0, 1), target[:, :, axis].flatten()
-            )
-            for axis, layer in enumerate((model.head.mlp_head_x, model.head.mlp_head_y))
-        )
+        loss = 0
+        for axis, layer in enumerate((model.head.mlp_head_x, model.head.mlp_head_y)):
+            logits, bins = layer(flat).flatten(0, 1), target[:, :, axis].flatten()
+            loss = loss + torch.nn.functional.cross_entropy(logits, bins)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -266,9 +204,8 @@ def test_simcc_head_learns_and_ple_k_runs_on_its_points(tmp_path):
     )
     assert done.returncode == 0 and "16 points on each of 10 images" in done.stdout, done.stderr
     with np.load(tmp_path / "k.npz") as archive:
-        assert archive["names"].tolist() == [f"{i:06d}.jpg" for i in range(1, 11)] and archive[
-            "keypoints"
-        ].shape == (10, 16, 3)
+        assert archive["names"].tolist() == [f"{i:06d}.jpg" for i in range(1, 11)]
+        assert archive["keypoints"].shape == (10, 16, 3)
         assert (archive["keypoints"][:, :, 2] > 0).all()
     done = command(
         "train.py",
@@ -281,48 +218,18 @@ def test_simcc_head_learns_and_ple_k_runs_on_its_points(tmp_path):
 
 def test_keypoint_rcnn_points_become_mpiis():
     """A person standing straight, 100 high: each point against its place by hand."""
-    coco = torch.zeros(17, 2)
-    places = {
-        0: (50, 10),
-        1: (52, 8),
-        2: (48, 8),
-        3: (54, 12),
-        4: (46, 12),
-        5: (60, 20),
-        6: (40, 20),
-        7: (65, 35),
-        8: (35, 35),
-        9: (66, 50),
-        10: (34, 50),
-        11: (55, 50),
-        12: (45, 50),
-        13: (55, 75),
-        14: (45, 75),
-        15: (55, 95),
-        16: (45, 95),
-    }
-    for k, place in places.items():
-        coco[k] = torch.tensor(place, dtype=torch.float)
+    coco = words("""
+        50,10 52,8 48,8 54,12 46,12 60,20 40,20 65,35 35,35 66,50 34,50
+        55,50 45,50 55,75 45,75 55,95 45,95
+    """)
     face = (10 + 8 + 8 + 12 + 12) / 5
-    expected = [
-        (45, 95),
-        (45, 75),
-        (45, 50),
-        (55, 50),
-        (55, 75),
-        (55, 95),
-        (50, 50),
-        (50, 20),
-        (50, 20 + 0.45 * (face - 20)),
-        (50, 20 + 1.65 * (face - 20)),
-        (34, 50),
-        (35, 35),
-        (40, 20),
-        (60, 20),
-        (65, 35),
-        (66, 50),
-    ]
-    assert_close(coco_to_mpii() @ coco, torch.tensor(expected, dtype=torch.float))
+    neck, top = 20 + 0.45 * (face - 20), 20 + 1.65 * (face - 20)
+    mpii = words(f"""
+        45,95 45,75 45,50 55,50 55,75 55,95 50,50 50,20 50,{neck} 50,{top}
+        34,50 35,35 40,20 60,20 65,35 66,50
+    """)
+    found, expected = (torch.tensor([[*map(float, p.split(","))] for p in x]) for x in (coco, mpii))
+    assert_close(coco_to_mpii() @ found, expected)
     assert_close(coco_to_mpii().sum(1), torch.ones(16))  # moving the person moves all points alike
 
 
@@ -334,10 +241,8 @@ class Detector(torch.nn.Module):
         self.weight = torch.nn.Parameter(torch.zeros(1))
 
     def forward(self, images):
-        assert all(
-            image.dtype == torch.float32 and image.min() >= 0 and image.max() <= 1
-            for image in images
-        )
+        for image in images:
+            assert image.dtype == torch.float32 and image.min() >= 0 and image.max() <= 1
         people = torch.arange(2 * 17 * 3, dtype=torch.float).view(2, 17, 3)
         some = {
             "scores": torch.tensor([0.3, 0.9]),
@@ -350,19 +255,15 @@ class Detector(torch.nn.Module):
 def test_keypoint_rcnn_takes_the_surest_person_or_nobody():
     model = KeypointRCNN(weights=None, min_size=64, max_size=96).eval()
     with torch.inference_mode():  # the network itself, with random weights
-        assert model.find([torch.randint(0, 255, (3, 80, 40), dtype=torch.uint8)]).shape == (
-            1,
-            16,
-            3,
-        )
+        found = model.find([torch.randint(0, 255, (3, 80, 40), dtype=torch.uint8)])
+    assert found.shape == (1, 16, 3)
     model.detector = Detector()
     found = model.find([torch.full((3, 8, 8), 255, dtype=torch.uint8)] * 2)
     second = torch.arange(51, 102, dtype=torch.float).view(17, 3)
     sure = torch.linspace(-2, 2, 34).sigmoid()[17:]
     assert_close(found[0, 0], torch.tensor([*second[16, :2], sure[16]]))  # right ankle
-    assert_close(
-        found[0, 6], torch.tensor([*(second[11, :2] + second[12, :2]) / 2, min(sure[11], sure[12])])
-    )  # pelvis
+    pelvis = [*(second[11, :2] + second[12, :2]) / 2, min(sure[11], sure[12])]
+    assert_close(found[0, 6], torch.tensor(pelvis))
     assert (found[1] == 0).all()
 
 
@@ -396,18 +297,17 @@ def test_finding_keypoints_resumes_and_fills_in_the_mean_pose(tmp_path):
     find_keypoints(stub, table, tmp_path / "k.npz", batch_size=3, source="a")
     assert stub.calls == 4 and not (tmp_path / "k.npz.part").exists()  # 9 of the 20 were done
     with np.load(whole) as first, np.load(tmp_path / "k.npz") as second:
-        assert (first["keypoints"] == second["keypoints"]).all() and first[
-            "names"
-        ].tolist() == table.names
+        assert (first["keypoints"] == second["keypoints"]).all()
+        assert first["names"].tolist() == table.names
         points = first["keypoints"]
     brightness = [float(image.mean()) for image in table.images]
     others = [i for i in range(20) if i != 7]
     for i in others:
         assert points[i] == pytest.approx(brightness[i], rel=1e-5)
     mean = [np.mean([(brightness[i] + 0.5) / side for i in others]) for side in (96, 128)]
-    assert points[7, :, 2].tolist() == [0] * 16 and points[7, 3, :2] == pytest.approx(
-        [mean[0] * 30 - 0.5, mean[1] * 60 - 0.5], rel=1e-4
-    )
+    expected = [mean[0] * 30 - 0.5, mean[1] * 60 - 0.5]
+    assert points[7, 3, :2] == pytest.approx(expected, rel=1e-4)
+    assert points[7, :, 2].tolist() == [0] * 16
     assert read_keypoints(whole, table.names[::-1])[12] == pytest.approx(points[7, :, :2])
     with pytest.raises(ValueError, match="whole.npz: is here already"):
         find_keypoints(Stub(), table, whole)
@@ -434,10 +334,7 @@ def test_fig_a9a_average_image(tmp_path):
             words("keypoints --out k.npz --images 2 --weights nowhere.pth"),
             "nowhere.pth: no such file, expected a state dict",
         ),
-        (
-            words("average --data nowhere --out a.png"),
-            "nowhere/annotation.mat: no such file",
-        ),
+        (words("average --data nowhere --out a.png"), "nowhere/annotation.mat: no such file"),
         (words("average --out a.png --size 0 4"), "--size 0 4"),
     ],
 )
