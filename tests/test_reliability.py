@@ -18,7 +18,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import log_rows, words
+from conftest import (
+    PA100K,
+    ROOT,
+    TINY,
+    assert_same,
+    command,
+    log_rows,
+    refuse,
+    succeed,
+    tiny,
+    words,
+)
 from PIL import Image
 from test_data import write_pa100k
 from test_datasets import (
@@ -32,7 +43,6 @@ from test_datasets import (
     write_pickle,
     write_rap1,
 )
-from test_train import TINY, assert_same, command, tiny
 from torch.testing import assert_close
 
 import data
@@ -41,11 +51,9 @@ import train
 from data import PA100K_GROUPS, Pedestrians, Split, read_image
 from evaluate import read_checkpoint
 
-ROOT = Path(__file__).parents[1]
-CHILDREN = multiprocessing.get_context(
-    "forkserver"
-)  # a server imports torch once; its children start in no time
+CHILDREN = multiprocessing.get_context("forkserver")  # children start without importing torch
 CHILDREN.set_forkserver_preload(["train"])
+SLOW = pytest.mark.slow
 
 
 def run_training(arguments, environment=(), comparable=False):
@@ -55,22 +63,17 @@ def run_training(arguments, environment=(), comparable=False):
     Adam's own step goes by the gradient's sign, however small it is: it makes much of roundings.
     """
     os.environ.update(environment)
-    train.RANK, train.WORLD_SIZE = (
-        int(os.environ.get("RANK", 0)),
-        int(os.environ.get("WORLD_SIZE", 1)),
-    )
-    for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background jobs ignore the first
-        signal.signal(
-            number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
-        )
+    train.RANK = int(os.environ.get("RANK", 0))
+    train.WORLD_SIZE = int(os.environ.get("WORLD_SIZE", 1))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by a shell's background jobs
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     if comparable:
         torch.optim.Adam = functools.partial(torch.optim.Adam, eps=0.1)
         torch.nn.BatchNorm2d.train = lambda self, mode=True: torch.nn.Module.train(self, False)
-        record_first_gradients(
-            Path(arguments[arguments.index("--out") + 1]) / f"gradients-{train.RANK}.pt"
-        )
+        out = Path(arguments[arguments.index("--out") + 1])
+        record_first_gradients(out / f"gradients-{train.RANK}.pt")
     sys.argv = ["train.py"]
     data.command(lambda: train.main(arguments))
 
@@ -95,20 +98,10 @@ def children_train(count, arguments, **options):
         port = str(free.getsockname()[1])
     ranks = []
     for rank in range(count):
-        environment = {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(count),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port,
-        }
-        ranks.append(
-            CHILDREN.Process(
-                target=run_training,
-                args=(arguments, environment if count > 1 else {}),
-                kwargs=options,
-            )
-        )
+        environment = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
+        environment.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+        given = arguments, environment if count > 1 else {}
+        ranks.append(CHILDREN.Process(target=run_training, args=given, kwargs=options))
         ranks[-1].start()
     for child in ranks:
         child.join(240)
@@ -119,18 +112,14 @@ def children_train(count, arguments, **options):
 
 
 @pytest.mark.parametrize(
-    "more",
-    [
-        words("--ple S --freeze 2"),
-        words("--ple K --schedule plateau --afss attribute"),
-    ],
+    "more", ["--ple S --freeze 2", "--ple K --schedule plateau --afss attribute"]
 )
 @pytest.mark.slow
 def test_two_ranks_learn_what_one_does(tmp_path, more):
     """With batch norm's statistics frozen: the same gradients, and so (roundings grow) the same
     training."""
     for count in (1, 2):
-        children_train(count, [*TINY, *more, "--out", str(tmp_path / str(count))], comparable=True)
+        children_train(count, words(*TINY, more, f"--out {tmp_path}/{count}"), comparable=True)
     one, two = (log_rows(tmp_path / str(count)) for count in (1, 2))
     for a, b in zip(one, two, strict=True):
         for key in a:
@@ -138,24 +127,15 @@ def test_two_ranks_learn_what_one_does(tmp_path, more):
                 assert a[key] == b[key]
             elif key in ("loss", "lr"):
                 assert float(a[key]) == pytest.approx(float(b[key]), rel=1e-3), key
-            elif (
-                key not in ("epoch", "seconds", "offset_px") and a[key]
-            ):  # shares: a logit near 0 may fall to either side
+            elif key not in ("epoch", "seconds", "offset_px") and a[key]:
+                # shares: a logit near 0 may fall to either side
                 assert float(a[key]) == pytest.approx(float(b[key]), abs=1), key
-    one, two = (
-        torch.load(tmp_path / str(count) / "last.pt", weights_only=True) for count in (1, 2)
-    )
+    one, two = (torch.load(tmp_path / f"{n}/last.pt", weights_only=True) for n in (1, 2))
     for name, value in one["model"].items():
         if isinstance(value, torch.Tensor) and value.is_floating_point():
             assert_close(two["model"][name], value, atol=1e-3, rtol=1e-2)
-    alone, *shared = (
-        torch.load(file)
-        for file in (
-            tmp_path / "1/gradients-0.pt",
-            tmp_path / "2/gradients-0.pt",
-            tmp_path / "2/gradients-1.pt",
-        )
-    )
+    files = "1/gradients-0.pt", "2/gradients-0.pt", "2/gradients-1.pt"
+    alone, *shared = (torch.load(tmp_path / file) for file in files)
     for gradients in shared:
         for mine, theirs in zip(alone, gradients, strict=True):
             assert_close(theirs, mine, atol=1e-4 * mine.abs().max().item(), rtol=1e-4)
@@ -167,42 +147,24 @@ def test_each_image_is_validated_once_and_shares_make_up_the_batch(tmp_path):
     def epoch(batches):
         return [index.tolist() for *_, index in batches]
 
-    shares = [
-        data.loader(table, (32, 24), 8, train=True, seed=3, rank=r, ranks=2) for r in range(2)
-    ]
-    whole = data.loader(table, (32, 24), 8, train=True, seed=3)
+    training = functools.partial(data.loader, table, (32, 24), 8, train=True, seed=3)
+    shares, whole = [training(rank=r, ranks=2) for r in range(2)], training()
     for number in (0, 1):
         for batches in (*shares, whole):
             data.start_epoch(batches, number)
         for a, b, both in zip(epoch(shares[0]), epoch(shares[1]), epoch(whole), strict=True):
             assert len(a) == len(b) == 4 and sorted(a + b) == sorted(both)
-    seen = [
-        i
-        for r in range(3)
-        for batch in epoch(data.loader(table, (32, 24), 6, rank=r, ranks=3))
-        for i in batch
-    ]
+    validation = [data.loader(table, (32, 24), 6, rank=r, ranks=3) for r in range(3)]
+    seen = [i for batches in validation for i in sum(epoch(batches), [])]
     assert sorted(seen) == list(range(23))
 
 
 @pytest.mark.slow
 def test_torchrun(tmp_path):
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        "2",
-        "--standalone",
-        str(ROOT / "train.py"),
-        *TINY,
-    ]
-    done = subprocess.run(
-        [*launch, "--epochs", "2", "--freeze", "1", "--ple", "S", "--out", str(tmp_path / "run")],
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    launch = words(sys.executable, "-m torch.distributed.run --nproc-per-node 2 --standalone")
+    launch += [str(ROOT / "train.py"), *TINY]
+    launch += words(f"--epochs 2 --freeze 1 --ple S --out {tmp_path}/run")
+    done = subprocess.run(launch, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr  # neither selecting nor frozen
     assert "cpu x 2" in done.stdout
@@ -249,9 +211,8 @@ def killed_and_resumed(folder, arguments, kills, longest, random):
     hit = 0
     while True:
         resume = ["--resume"] if (folder / "last.pt").exists() else []
-        child = CHILDREN.Process(
-            target=run_training, args=([*arguments, *resume, "--out", str(folder)],)
-        )
+        line = [*arguments, *resume, "--out", str(folder)]
+        child = CHILDREN.Process(target=run_training, args=(line,))
         child.start()
         if hit == kills:
             child.join(240)
@@ -275,16 +236,13 @@ def test_sigkill_at_random_moments_then_resume_ends_at_the_same_weights(tmp_path
     started = time.time()
     children_train(1, [*arguments, "--out", str(tmp_path / "whole")])
     (tmp_path / "cut").mkdir()
-    killed_and_resumed(
-        tmp_path / "cut", arguments, kills, 0.7 * (time.time() - started), np.random.default_rng(0)
-    )
-    whole, cut = (
-        torch.load(tmp_path / name / "last.pt", weights_only=True) for name in ("whole", "cut")
-    )
-    assert_same(whole, cut)
-    assert_same(
-        *(torch.load(tmp_path / name / "best.pt", weights_only=True) for name in ("whole", "cut"))
-    )
+    longest, rng = 0.7 * (time.time() - started), np.random.default_rng(0)
+    killed_and_resumed(tmp_path / "cut", arguments, kills, longest, rng)
+    for file in ("last.pt", "best.pt"):
+        assert_same(
+            torch.load(tmp_path / "whole" / file, weights_only=True),
+            torch.load(tmp_path / "cut" / file, weights_only=True),
+        )
 
 
 @pytest.mark.slow
@@ -313,17 +271,8 @@ def save_for_ever(file):
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_says_how_to_go_on(tmp_path, number, code):
-    arguments = [
-        sys.executable,
-        str(ROOT / "train.py"),
-        *TINY,
-        "--epochs",
-        "50",
-        "--ple",
-        "R",
-        "--out",
-        str(tmp_path / "run"),
-    ]
+    options = words(f"--epochs 50 --ple R --out {tmp_path}/run")
+    arguments = [sys.executable, str(ROOT / "train.py"), *TINY, *options]
     process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not process.stdout.readline().startswith("epoch 1:"):
         assert process.poll() is None, process.stderr.read()
@@ -339,39 +288,17 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path, number, code):
 def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path):
     out = tmp_path / "run"
     state = tiny(out, "--ple", "R", "--epochs", "2", "--schedule", "plateau")
-    state["config"]["epochs"] = (
-        3  # as if it had been meant to go on, with a schedule that does not depend on the number
-    )
+    state["config"]["epochs"] = 3  # as if meant to go on; the plateau does not depend on it
     torch.save(state, out / "last.pt")
     before = {file.name: file.read_bytes() for file in out.iterdir()}
     limit = len(before["last.pt"]) // 4  # no file may grow beyond, as on a disk that is full
-    arguments = [
-        sys.executable,
-        str(ROOT / "train.py"),
-        *TINY,
-        "--ple",
-        "R",
-        "--schedule",
-        "plateau",
-        "--out",
-        str(out),
-        "--resume",
-    ]
-    done = subprocess.run(
-        arguments,
-        capture_output=True,
-        text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
-    )
-    assert (
-        done.returncode == 2
-        and "could not be written" in done.stderr
-        and "Traceback" not in done.stderr
-    ), done.stderr
-    assert (
-        "epoch 2 of 3 is in" in done.stderr
-        and {file.name: file.read_bytes() for file in out.iterdir()} == before
-    )
+    options = words(f"--ple R --schedule plateau --out {out} --resume")
+    arguments = [sys.executable, str(ROOT / "train.py"), *TINY, *options]
+    full = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (limit, limit))
+    done = subprocess.run(arguments, capture_output=True, text=True, preexec_fn=full)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "could not be written" in done.stderr and "epoch 2 of 3 is in" in done.stderr
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == before
 
 
 class Deadly(Pedestrians):
@@ -386,15 +313,17 @@ class Deadly(Pedestrians):
 def test_a_worker_that_dies_is_an_error_and_no_hang(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "Pedestrians", Deadly)
     done = command("train.py", *TINY, f"--ple R --workers 1 --out {tmp_path}/run")
-    assert (
-        done.returncode == 2
-        and "a process that loads images died" in done.stderr
-        and "add --resume to continue" in done.stderr
-    )
+    assert done.returncode == 2 and "a process that loads images died" in done.stderr
+    assert "add --resume to continue" in done.stderr
     assert torch.load(tmp_path / "run" / "last.pt", weights_only=True)["epoch"] == 0
 
 
 # ---- numbers that go wrong ----
+
+
+def assert_finite(state):
+    for name, value in state.items():
+        assert not isinstance(value, torch.Tensor) or value.isfinite().all(), name
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_its_step(tmp_path, monkeypatch):
@@ -411,35 +340,26 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_its_step(tmp_path, mo
     data.start_epoch(batches, 1)
     rows = [index.tolist() for *_, index in batches][1]
     names = " ".join(batches.dataset.split.names[i] for i in rows)
-    assert (
-        done.returncode == 2
-        and "epoch 2, step 2: the loss is nan, expected a finite number (learning rate "
-        in done.stderr
-    )
+    expected = "epoch 2, step 2: the loss is nan, expected a finite number (learning rate "
+    assert done.returncode == 2 and expected in done.stderr
     where = f"{tmp_path / 'run' / 'last.pt'}, add --resume to continue"
     assert f"images {names}); epoch 1 of 3 is in {where}" in done.stderr
     state = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
-    assert state["epoch"] == 1 and all(
-        value.isfinite().all()
-        for value in state["model"].values()
-        if isinstance(value, torch.Tensor)
-    )
+    assert state["epoch"] == 1
+    assert_finite(state["model"])
 
 
 def test_losses_are_looked_at_every_few_steps_on_a_gpu():
     """`read_losses` finds the first bad one among several."""
-    table = data.Split(
-        "t", ["Hat"], ["head"], list("abcdef"), list("abcdef"), np.zeros((6, 1), np.float32)
-    )
+    table = data.Split("t", ["Hat"], ["head"], list("abcdef"), list("abcdef"), np.zeros((6, 1)))
     seen = [
-        (torch.tensor(v), step, 0.1 * step, torch.tensor([2 * (step - 7), 2 * (step - 7) + 1]))
-        for step, v in ((7, 1.0), (8, float("inf")), (9, float("nan")))
+        (torch.tensor(1.0), 7, 0.7, torch.tensor([0, 1])),
+        (torch.tensor(torch.inf), 8, 0.8, torch.tensor([2, 3])),
+        (torch.tensor(torch.nan), 9, 0.9, torch.tensor([4, 5])),
     ]
     train.read_losses(seen[:1], 4, table)
-    with pytest.raises(
-        ValueError,
-        match=r"epoch 5, step 9: the loss is inf, .* \(learning rate 0.8, images c d\)",
-    ):
+    expected = r"epoch 5, step 9: the loss is inf, .* \(learning rate 0.8, images c d\)"
+    with pytest.raises(ValueError, match=expected):
         train.read_losses(seen, 4, table)
 
 
@@ -449,24 +369,15 @@ def test_an_attribute_that_is_on_everybody_or_nobody_trains_and_is_reported(tmp_
             mat[f"{part}_label"][:, 0], mat[f"{part}_label"][:, 7] = 1, 0
 
     write_pa100k(tmp_path, counts=(8, 4, 4), change=change)
-    done = command(
+    printed = succeed(
         f"train.py --data {tmp_path}",
         *TINY[2:],
         "--epochs 2 --backbone resnet18 --weights none --batch-size 4 --ple R --out",
         f"{tmp_path}/run",
     )
-    assert (
-        done.returncode == 0
-        and "all positive or all negative in training: Female, Hat" in done.stdout
-    ), done.stderr
-    done = command(f"evaluate.py {tmp_path}/run/best.pt")
-    assert done.returncode == 0 and done.stdout.count("undefined") >= 3, done.stderr
-    state = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
-    assert all(
-        value.isfinite().all()
-        for value in state["model"].values()
-        if isinstance(value, torch.Tensor)
-    )
+    assert "all positive or all negative in training: Female, Hat" in printed
+    assert succeed(f"evaluate.py {tmp_path}/run/best.pt").count("undefined") >= 3
+    assert_finite(torch.load(tmp_path / "run" / "last.pt", weights_only=True)["model"])
 
 
 # ---- hostile and broken files ----
@@ -481,6 +392,7 @@ def picture_files(folder):
     grey = Image.fromarray(np.where(colours[..., 1] > 0, 180, 60).astype(np.uint8))
     exif = Image.Exif()
     exif[0x0112] = 6
+    animated = {"save_all": True, "append_images": [Image.new("P", (4, 6))]}
     good = {
         "rgb.png": (rgb, {}, (200, 100, 50)),
         "grey.png": (grey, {}, (180,) * 3),
@@ -491,17 +403,9 @@ def picture_files(folder):
         "greyalpha.png": (grey.convert("LA"), {}, (180,) * 3),
         "cmyk.tif": (rgb.convert("CMYK"), {}, (200, 100, 50)),
         "16bit.png": (Image.fromarray(np.array(grey, np.uint16) * 257), {}, (180,) * 3),
-        "animated.gif": (
-            rgb.quantize(4),
-            {"save_all": True, "append_images": [Image.new("P", (4, 6))]},
-            (200, 100, 50),
-        ),
+        "animated.gif": (rgb.quantize(4), animated, (200, 100, 50)),
         "turned.png": (rgb.transpose(Image.Transpose.ROTATE_90), {"exif": exif}, (200, 100, 50)),
-        "progressive.jpg": (
-            rgb.resize((64, 96), Image.Resampling.NEAREST),
-            {"quality": 95, "progressive": True},
-            None,
-        ),
+        "progressive.jpg": (rgb.resize((64, 96)), {"progressive": True}, None),
     }
     for name, (image, options, _) in good.items():
         image.save(folder / name, **options)
@@ -528,24 +432,14 @@ def test_every_kind_of_picture_reads_or_is_refused_by_name(tmp_path):
         image = read_image(tmp_path / name)
         assert image.dtype == torch.uint8 and image.shape[0] == 3, name
         if colour:
-            assert (
-                image.shape == (3, 6, 4)
-                and (image[:, 2, 1].int() - torch.tensor(colour)).abs().max() <= 2
-            ), name
+            assert image.shape == (3, 6, 4), name
+            assert (image[:, 2, 1].int() - torch.tensor(colour)).abs().max() <= 2, name
     assert read_image(tmp_path / "one.png").flatten().tolist() == [9, 8, 7]
     labels = np.zeros((len(good), 26), np.float32)
-    table = Split(
-        "kinds",
-        list(PA100K_GROUPS),
-        list(PA100K_GROUPS.values()),
-        list(good),
-        [tmp_path / name for name in good],
-        labels,
-    )
-    assert (
-        sum(len(images) for images, *_ in data.loader(table, (64, 48), 4, train=True))
-        == len(good) // 4 * 4
-    )
+    images = [tmp_path / name for name in good]
+    table = Split("kinds", list(PA100K_GROUPS), PA100K, list(good), images, labels)
+    batches = data.loader(table, (64, 48), 4, train=True)
+    assert sum(len(images) for images, *_ in batches) == len(good) // 4 * 4
     for name in bad:
         with pytest.raises(ValueError, match=f"{name}: not a readable image") as error:
             read_image(tmp_path / name)
@@ -556,54 +450,39 @@ def test_an_unreadable_picture_in_training_is_one_line(tmp_path):
     write_pa100k(tmp_path, counts=(8, 4, 4))
     (tmp_path / "data" / "000003.jpg").write_bytes(b"")
     for workers in (0, 2):
-        done = command(
+        assert "000003.jpg: not a readable image" in refuse(
             f"train.py --data {tmp_path}",
             *TINY[2:],
             "--backbone resnet18 --weights none --batch-size 4 --ple none --workers",
             f"{workers} --out",
             tmp_path / f"run{workers}",
         )
-        assert (
-            done.returncode == 2
-            and "000003.jpg: not a readable image" in done.stderr
-            and "Traceback" not in done.stderr
-        )
+
+
+def write_two_photos(folder):
+    write_pcs(folder, "clothing-co-parsing", random_masks(2)[0])
+
+
+def write_upar(folder):
+    random_pictures(folder, upar_content()["image_name"])
+    write_pickle(folder / "dataset_all.pkl", upar_content())
 
 
 @pytest.mark.parametrize(
-    "write, file, load",
+    "write, file, dataset",
     [
-        (write_pa100k, "annotation.mat", ("pa100k", "train")),
-        pytest.param(
-            write_rap1,
-            "RAP_annotation/RAP_annotation.mat",
-            ("rap1", "train"),
-            marks=pytest.mark.slow,
-        ),
-        (write_peta, "PETA.mat", ("peta", "train")),
-        (
-            lambda folder: write_pcs(folder, "clothing-co-parsing", random_masks(2)[0]),
-            "label_list.mat",
-            ("pcs", "train"),
-        ),
-        (
-            lambda folder: (
-                random_pictures(folder, upar_content()["image_name"]),
-                write_pickle(folder / "dataset_all.pkl", upar_content()),
-            ),
-            "dataset_all.pkl",
-            ("upar", "train"),
-        ),
+        (write_pa100k, "annotation.mat", "pa100k"),
+        pytest.param(write_rap1, "RAP_annotation/RAP_annotation.mat", "rap1", marks=SLOW),
+        (write_peta, "PETA.mat", "peta"),
+        (write_two_photos, "label_list.mat", "pcs"),
+        (write_upar, "dataset_all.pkl", "upar"),
     ],
 )
-def test_an_annotation_cut_anywhere_is_one_line(tmp_path, write, file, load):
+def test_an_annotation_cut_anywhere_is_one_line(tmp_path, write, file, dataset):
     write(tmp_path)
     size = (tmp_path / file).stat().st_size
-    refuses_when_cut(
-        tmp_path / file,
-        lambda: data.load_split(load[0], tmp_path, load[1]),
-        1024 if size > 8192 else max(1, size // 12),
-    )
+    read = functools.partial(data.load_split, dataset, tmp_path, "train")
+    refuses_when_cut(tmp_path / file, read, 1024 if size > 8192 else max(1, size // 12))
 
 
 def refuses_when_cut(file, read, step):
@@ -615,11 +494,8 @@ def refuses_when_cut(file, read, step):
         except ValueError as error:
             assert file.name in str(error) and "\n" not in str(error), end
         else:  # a checksum's last bytes, for instance, can be missing
-            assert (
-                end > len(whole) - 8
-                and table.names == expected.names
-                and (table.labels == expected.labels).all()
-            ), end
+            assert end > len(whole) - 8
+            assert table.names == expected.names and (table.labels == expected.labels).all()
 
 
 @pytest.mark.slow
@@ -641,9 +517,8 @@ def test_a_real_annotation_cut_anywhere_is_one_line(
         pytest.skip("needs the real annotation files beside the project")
     (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / file).write_bytes((REAL / folder / file).read_bytes())
-    refuses_when_cut(
-        tmp_path / file, lambda: data.load_split(dataset, tmp_path, "train"), 1024 * kilobytes
-    )
+    read = functools.partial(data.load_split, dataset, tmp_path, "train")
+    refuses_when_cut(tmp_path / file, read, 1024 * kilobytes)
 
 
 @pytest.fixture(scope="module")
@@ -693,10 +568,7 @@ def test_a_checkpoint_that_differs_is_refused(checkpoint, tmp_path, spoil, messa
     spoil(state)
     torch.save(state, tmp_path / "best.pt")
     for name in ("evaluate.py", "localize.py"):
-        done = command(f"{name} {tmp_path}/best.pt --images 4")
-        assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, (
-            done.stderr
-        )
+        assert message in refuse(f"{name} {tmp_path}/best.pt --images 4")
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
@@ -714,6 +586,7 @@ def test_a_checkpoint_cut_anywhere_or_with_code_is_refused_and_nothing_runs(chec
     for name in ("evil.pt", "plain.pt"):
         done = command(f"evaluate.py {tmp_path}/{name}")
         assert done.returncode == 2 and done.stderr.count("\n") == 1 and name in done.stderr
-    done = command(f"train.py --weights {tmp_path}/plain.pt", *TINY, f"--out {tmp_path}/run")
-    assert done.returncode == 2 and "plain.pt: expected a state dict" in done.stderr
+    assert "plain.pt: expected a state dict" in refuse(
+        f"train.py --weights {tmp_path}/plain.pt", *TINY, f"--out {tmp_path}/run"
+    )
     assert not (tmp_path / "marker").exists()

@@ -2,21 +2,28 @@
 
 import copy
 import functools
-import io
 import json
 import os
 import shutil
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from types import SimpleNamespace
-from unittest import mock
 
 import numpy as np
 import pytest
 import torch
-from conftest import log_rows, random_model, words
+from conftest import (
+    ROOT,
+    TINY,
+    assert_same,
+    command,
+    log_rows,
+    random_model,
+    refuse,
+    succeed,
+    tiny,
+    words,
+)
 from PIL import Image
 from test_data import write_pa100k
 
@@ -27,52 +34,6 @@ import train
 from data import synthetic
 from evaluate import read_checkpoint
 from sspnet import Baseline, HierarchicalLoss
-
-ROOT = Path(__file__).parents[1]
-TINY = words(
-    "--images 24 --epochs 3 --size 64 48 --channels 8 --batch-size 8 --freeze 0", "--device cpu"
-)
-
-
-def tiny(out, *more):
-    train.main([*TINY, "--out", str(out), *more])
-    return torch.load(out / "last.pt", weights_only=True)
-
-
-def command(*parts):
-    """Runs a command as its file would, in this process: importing torch anew takes seconds."""
-    name, *arguments = words(*parts)
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    main = {"data.py": data, "train.py": train, "evaluate.py": evaluate, "localize.py": localize}[
-        name
-    ].main
-    with (
-        redirect_stdout(out),
-        redirect_stderr(err),
-        mock.patch.object(sys, "argv", [name, *arguments]),
-    ):
-        try:
-            data.command(main)
-        except SystemExit as stop:
-            code = stop.code
-    return SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
-
-
-def assert_same(a, b, path=""):
-    """Equality of nested dicts and lists to the bit; the log's seconds excepted."""
-    if isinstance(a, dict):
-        assert a.keys() == b.keys(), path
-        for key in a:
-            if key != "seconds":
-                assert_same(a[key], b[key], f"{path}/{key}")
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b), path
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_same(x, y, f"{path}/{i}")
-    elif isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), path
-    else:
-        assert a == b or (a != a and b != b), path
 
 
 class Died(Exception):
@@ -85,8 +46,7 @@ class Died(Exception):
         ["--ple", "S"],
         pytest.param(words("--ple none --schedule plateau"), marks=pytest.mark.slow),
         pytest.param(
-            words("--ple K --afss attribute --amp bf16 --freeze 2"),
-            marks=pytest.mark.slow,
+            words("--ple K --afss attribute --amp bf16 --freeze 2"), marks=pytest.mark.slow
         ),
     ],
 )
@@ -112,15 +72,11 @@ def test_resume_is_bit_equal_to_an_uninterrupted_run(tmp_path, monkeypatch, more
 
 
 def test_same_seed_same_result_for_any_number_of_workers(tmp_path):
-    first, again = (
-        tiny(tmp_path / "a", "--epochs", "1"),
-        tiny(tmp_path / "b", "--epochs", "1", "--workers", "2"),
-    )
-    assert_same(first["model"], again["model"])
-    other = tiny(tmp_path / "c", "--epochs", "1", "--seed", "1")
-    assert not torch.equal(
-        first["model"]["fpn.smooth.0.weight"], other["model"]["fpn.smooth.0.weight"]
-    )
+    first = tiny(tmp_path / "a", "--epochs", "1")["model"]
+    again = tiny(tmp_path / "b", "--epochs", "1", "--workers", "2")["model"]
+    assert_same(first, again)
+    other = tiny(tmp_path / "c", "--epochs", "1", "--seed", "1")["model"]
+    assert not torch.equal(first["fpn.smooth.0.weight"], other["fpn.smooth.0.weight"])
 
 
 def test_log_has_a_row_per_epoch_with_metrics_and_choices(tmp_path):
@@ -211,31 +167,25 @@ def trained(tmp_path_factory):
     """A checkpoint of each variant, written by the command."""
     folder, checkpoints = tmp_path_factory.mktemp("runs"), {}
     for ple in ("S", "K", "R", "none"):
-        done = command("train.py", *TINY, f"--ple {ple} --epochs 1 --out {folder}/{ple}")
-        assert done.returncode == 0, done.stderr
+        succeed("train.py", *TINY, f"--ple {ple} --epochs 1 --out {folder}/{ple}")
         checkpoints[ple] = folder / ple / "best.pt"
     return checkpoints
 
 
 @pytest.mark.parametrize("ple", ["S", "K", "R", "none"])
 def test_evaluate_and_localize_end_to_end(trained, tmp_path, ple):
-    done = command("evaluate.py", trained[ple], f"--images 12 --json {tmp_path}/e.json")
-    assert done.returncode == 0, done.stderr
+    printed = succeed("evaluate.py", trained[ple], f"--images 12 --json {tmp_path}/e.json")
     result = json.loads((tmp_path / "e.json").read_text())
-    assert (
-        result["images"] == 12
-        and len(result["attributes"]) == 26
-        and set(result["groups"]) == {"head", "torso", "bottom", "all"}
-    )
-    assert f"mA {result['mA']:.2f}" in done.stdout
+    assert result["images"] == 12 and len(result["attributes"]) == 26
+    assert set(result["groups"]) == {"head", "torso", "bottom", "all"}
+    assert f"mA {result['mA']:.2f}" in printed
     assert all((row["scale"] is None) == (ple == "none") for row in result["attributes"])
-    done = command(
+    succeed(
         "localize.py",
         trained[ple],
         f"--images 12 --panels 3 --out {tmp_path}/p --json {tmp_path}/l.json --cam",
         "grad-cam" if ple == "R" else "grad-cam-p",
     )
-    assert done.returncode == 0, done.stderr
     scores = json.loads((tmp_path / "l.json").read_text())
     boxed = np.isfinite(synthetic("test", count=12).boxes[:, :, 0])
     assert sum(row["boxes"] for row in scores["attributes"]) == boxed.sum()
@@ -252,12 +202,8 @@ def test_the_commands_run_as_files_from_anywhere(tmp_path):
         words("localize.py runs/synthetic-R/best.pt --images 8 --panels 1"),
         ["train.py", "--data", "nowhere"],
     ):
-        done = subprocess.run(
-            [sys.executable, ROOT / arguments[0], *arguments[1:]],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-        )
+        line = [sys.executable, ROOT / arguments[0], *arguments[1:]]
+        done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path)
         assert done.returncode == (2 if "nowhere" in arguments else 0), done.stderr
     assert done.stderr == "train.py: nowhere/annotation.mat: no such file\n"
     assert len(list((tmp_path / "runs/synthetic-R/panels").iterdir())) == 1
@@ -266,45 +212,33 @@ def test_the_commands_run_as_files_from_anywhere(tmp_path):
 def test_localize_plain_pictures(trained, tmp_path):
     for i, picture in enumerate(synthetic("val", count=2).images):
         Image.fromarray(picture).resize((50 + i, 90)).save(tmp_path / f"{i}.png")
-    done = command(
-        "localize.py",
-        trained["S"],
-        f"{tmp_path} {tmp_path}/0.png --attributes Hat boots --out {tmp_path}/p",
-    )
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+    wanted = f"{tmp_path} {tmp_path}/0.png --attributes Hat boots --out {tmp_path}/p"
+    lines = succeed("localize.py", trained["S"], wanted).splitlines()
     assert len(lines) == 4 and all("Hat 0." in line and "boots 0." in line for line in lines[:3])
     assert sorted(f.name for f in (tmp_path / "p").iterdir()) == ["0.png", "1.png", "2-0.png"]
-    done = command(
-        "localize.py --panels 0", trained["S"], f"{tmp_path}/1.png {tmp_path}/0.png"
-    )  # options first
-    assert done.returncode == 0 and len(done.stdout.splitlines()) == 2, done.stderr
-    done = command("localize.py", trained["K"], f"{tmp_path}/0.png")
-    assert (done.returncode, done.stderr.count("\n")) == (
-        2,
-        1,
-    ) and "PLE-K needs keypoints" in done.stderr
+    files = f"{tmp_path}/1.png {tmp_path}/0.png"
+    printed = succeed("localize.py --panels 0", trained["S"], files)  # options first
+    assert len(printed.splitlines()) == 2
+    assert "PLE-K needs keypoints" in refuse("localize.py", trained["K"], f"{tmp_path}/0.png")
 
 
 def test_pa100k_end_to_end_with_keypoints(tmp_path):
     write_pa100k(tmp_path, counts=(8, 4, 4))
     names = [f"{i:06d}.jpg" for i in range(1, 17)]
-    np.savez(
-        tmp_path / "k.npz", names=np.array(names), keypoints=np.full((16, 16, 3), 10, np.float32)
-    )
+    np.savez(tmp_path / "k.npz", names=names, keypoints=np.full((16, 16, 3), 10.0))
     small = words(
         f"--data {tmp_path} --size 64 48 --epochs 1 --backbone resnet18 --weights none",
         "--channels 8 --batch-size 4",
     )
-    done = command("train.py", *small, f"--ple K --keypoints {tmp_path}/k.npz --out {tmp_path}/run")
-    assert done.returncode == 0, done.stderr
+    succeed("train.py", *small, f"--ple K --keypoints {tmp_path}/k.npz --out {tmp_path}/run")
     for name in ("evaluate.py", "localize.py"):
         done = command(f"{name} {tmp_path}/run/best.pt")
         assert done.returncode == 0, done.stderr
-    done = command("train.py", *small, f"--ple R --train-split trainval --out {tmp_path}/both")
-    assert done.returncode == 0 and "12 images" in done.stdout, done.stderr
-    done = command("train.py", *small, f"--ple K --out {tmp_path}/none")
-    assert done.returncode == 2 and "PLE-K needs keypoints, give --keypoints FILE" in done.stderr
+    printed = succeed("train.py", *small, f"--ple R --train-split trainval --out {tmp_path}/both")
+    assert "12 images" in printed
+    assert "PLE-K needs keypoints, give --keypoints FILE" in refuse(
+        "train.py", *small, f"--ple K --out {tmp_path}/none"
+    )
 
 
 @pytest.mark.parametrize(
@@ -312,11 +246,7 @@ def test_pa100k_end_to_end_with_keypoints(tmp_path):
     [
         ("train.py", ["--data", "nowhere"], "nowhere/annotation.mat: no such file"),
         ("train.py", ["--dataset", "pa100k"], "give its folder with --data"),
-        (
-            "train.py",
-            words("--dataset synthetic --data folder"),
-            "--data folder: synthetic has none",
-        ),
+        ("train.py", words("--dataset synthetic --data x"), "--data x: synthetic has none"),
         ("train.py", ["--resume", "--out", "nowhere"], "nowhere/last.pt: no such checkpoint"),
         ("train.py", ["--weights", "nowhere.pt"], "--weights nowhere.pt: no such file"),
         ("train.py", ["--epochs", "0"], "--epochs 0: expected at least 1"),
@@ -330,18 +260,8 @@ def test_pa100k_end_to_end_with_keypoints(tmp_path):
     ],
 )
 def test_bad_input_is_one_line_and_exit_status_2(trained, name, arguments, message):
-    done = command(name, *[trained.get(a, a) for a in arguments])
-    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
-    assert (
-        len(
-            [
-                line
-                for line in done.stderr.splitlines()
-                if "error" in line or line.startswith(f"{name}:")
-            ]
-        )
-        == 1
-    )
+    line = refuse(name, *[trained.get(a, a) for a in arguments])
+    assert message in line and line.startswith(f"{name}: ")
 
 
 def test_imagenet_weights_that_cannot_be_fetched(tmp_path, monkeypatch, capsys):
@@ -360,12 +280,12 @@ def test_imagenet_weights_that_cannot_be_fetched(tmp_path, monkeypatch, capsys):
 def test_nothing_already_written_is_lost(trained, tmp_path):
     folder = trained["S"].parent
     before = {f.name: f.read_bytes() for f in folder.iterdir() if f.is_file()}
-    again = command("train.py", *TINY, f"--epochs 1 --out {folder}")
-    assert (
-        again.returncode == 2 and "give --resume to continue it, or another --out" in again.stderr
+    assert "give --resume to continue it, or another --out" in refuse(
+        "train.py", *TINY, f"--epochs 1 --out {folder}"
     )
-    other = command("train.py", *TINY, f"--epochs 1 --ple R --out {folder} --resume")
-    assert other.returncode == 2 and "was trained with ple S, not R" in other.stderr
+    assert "was trained with ple S, not R" in refuse(
+        "train.py", *TINY, f"--epochs 1 --ple R --out {folder} --resume"
+    )
     assert {f.name: f.read_bytes() for f in folder.iterdir() if f.is_file()} == before
 
 
@@ -417,21 +337,8 @@ def test_the_plateau_watches_the_validation_loss_of_the_averaged_weights(tmp_pat
 
 
 def test_without_a_validation_split_the_rate_falls_in_steps(tmp_path):
-    tiny(
-        tmp_path / "run",
-        "--images",
-        "8",
-        "--train-split",
-        "trainval",
-        "--schedule",
-        "step",
-        "--epochs",
-        "6",
-        "--ple",
-        "none",
-        "--lr",
-        "0.01",
-    )
+    options = "--images 8 --train-split trainval --schedule step --epochs 6 --ple none --lr 0.01"
+    tiny(tmp_path / "run", *words(options))
     rates = [float(row["lr"]) for row in log_rows(tmp_path / "run")]
     assert rates == pytest.approx([0.01] * 4 + [0.001, 0.0001])  # 60% and 85% of six epochs
     for arguments in (["--dataset", "rap1"], ["--dataset", "pcs"], ["--train-split", "trainval"]):
@@ -451,31 +358,27 @@ def test_frozen_afss_keeps_its_choice(tmp_path):
 def test_checkpoints_and_results_say_what_made_them(trained, tmp_path):
     for file in ("best.pt", "last.pt"):
         checkpoint = read_checkpoint(trained["S"].parent / file)
-        assert checkpoint["torch"] == str(torch.__version__) and checkpoint["command"].startswith(
-            "train.py --images"
-        )
+        assert checkpoint["torch"] == str(torch.__version__)
+        assert checkpoint["command"].startswith("train.py --images")
     command("evaluate.py", trained["S"], f"--images 4 --json {tmp_path}/e.json")
     result = json.loads((tmp_path / "e.json").read_text())
     assert result["torch"] == str(torch.__version__) and "evaluate.py" in result["command"]
 
 
 def test_predictions_suffice_for_any_other_measure(trained, tmp_path):
-    done = command(
+    succeed(
         "evaluate.py",
         trained["S"],
         f"--images 30 --json {tmp_path}/e.json --predictions {tmp_path}/p.npz",
     )
-    assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "e.json").read_text())
     with np.load(tmp_path / "p.npz") as archive:
         assert archive["names"].tolist() == synthetic("test", count=30).names
         true, predicted = archive["labels"] == 1, archive["probabilities"] > 0.5
         for j, row in enumerate(result["attributes"]):
             assert row["attribute"] == archive["attributes"][j]
-            for key, hits, of in (
-                ("TP/P", predicted & true, true),
-                ("TN/N", ~predicted & ~true, ~true),
-            ):
+            shares = ("TP/P", predicted & true, true), ("TN/N", ~predicted & ~true, ~true)
+            for key, hits, of in shares:
                 share = 100 * hits[:, j].sum() / of[:, j].sum() if of[:, j].any() else None
                 assert row[key] == (None if share is None else pytest.approx(share, abs=1e-4))
             if row["mA"] is not None:
@@ -485,16 +388,10 @@ def test_predictions_suffice_for_any_other_measure(trained, tmp_path):
 def test_several_thresholds_share_one_pass_and_boxes_are_numbers(trained, tmp_path):
     results = {}
     for thresholds in (["0.2", "0.5"], ["0.5"]):
-        done = command(
-            "localize.py",
-            trained["R"],
-            "--images 12 --panels 0 --threshold",
-            *thresholds,
-            f"--json {tmp_path}/l.json",
-        )
-        assert done.returncode == 0, done.stderr
+        options = "--images 12 --panels 0 --threshold", *thresholds, f"--json {tmp_path}/l.json"
+        printed = succeed("localize.py", trained["R"], *options)
         results[len(thresholds)] = json.loads((tmp_path / "l.json").read_text())
-    assert "mean IoU by threshold: 0.2: " not in done.stdout
+    assert "mean IoU by threshold: 0.2: " not in printed
     both, one = results[2], results[1]
     assert both["IoU_by_threshold"][1] == pytest.approx(one["average"]["IoU"])
     split = synthetic("test", count=12, size=(64, 48))
@@ -503,49 +400,39 @@ def test_several_thresholds_share_one_pass_and_boxes_are_numbers(trained, tmp_pa
         i, k = split.names.index(first["image"]), split.attributes.index(first["attribute"])
         if first["true_box"]:
             assert first["true_box"] == split.boxes[i, k].tolist()
-            assert first["IoU"][0] == pytest.approx(
-                localize.box_iou(first["boxes"][0], first["true_box"])
-            )
+            iou = localize.box_iou(first["boxes"][0], first["true_box"])
+            assert first["IoU"][0] == pytest.approx(iou)
 
 
 def test_fig07_models_side_by_side(trained, tmp_path):
     models = [trained[ple] for ple in ("none", "R", "K", "S")]
-    done = command(
+    succeed(
         "localize.py",
         *models,
         f"--images 60 --attributes Hat --panels 2 --out {tmp_path}/p --json",
         f"{tmp_path}/l.json",
     )
-    assert done.returncode == 0, done.stderr
     split = synthetic("test", count=60, size=(64, 48))
-    hats = [
-        split.names[i]
-        for i in np.flatnonzero(np.isfinite(split.boxes[:, split.attributes.index("Hat"), 0]))
-    ]
+    boxed = np.isfinite(split.boxes[:, split.attributes.index("Hat"), 0])
+    hats = [split.names[i] for i in np.flatnonzero(boxed)]
     assert sorted(f.stem for f in (tmp_path / "p").iterdir()) == sorted(hats[:2])
     with Image.open(tmp_path / "p" / f"{hats[0]}.png") as image:  # the image and a tile per model
         assert image.width == 5 * (localize.TILE + 4) - 4
-    assert [
-        result["config"]["ple"] for result in json.loads((tmp_path / "l.json").read_text())
-    ] == ["none", "R", "K", "S"]
+    results = json.loads((tmp_path / "l.json").read_text())
+    assert [result["config"]["ple"] for result in results] == ["none", "R", "K", "S"]
 
 
 def test_ple_k_on_ones_own_photos(trained, tmp_path):
     for i, pixels in enumerate(synthetic("val", count=2).images):
         Image.fromarray(pixels).save(tmp_path / f"{i}.png")
     (tmp_path / "._0.png").write_bytes(b"a Mac was here")
-    np.savez(
-        tmp_path / "k.npz",
-        names=np.array(["0.png", "1.png"]),
-        keypoints=np.full((2, 16, 3), 20, np.float32),
-    )
-    done = command(
+    np.savez(tmp_path / "k.npz", names=["0.png", "1.png"], keypoints=np.full((2, 16, 3), 20.0))
+    succeed(
         "localize.py",
         trained["K"],
         f"{tmp_path} --keypoints {tmp_path}/k.npz --out {tmp_path}/p --json",
         f"{tmp_path}/l.json --attributes Hat",
     )
-    assert done.returncode == 0, done.stderr
     records = json.loads((tmp_path / "l.json").read_text())["records"]
     assert [record["image"] for record in records] == ["0.png", "1.png"]
     assert all(record["true_box"] is None and "IoU" not in record for record in records)
@@ -572,41 +459,32 @@ def test_ple_k_on_ones_own_photos(trained, tmp_path):
         ("localize.py", ["photo.jpg"], "expected a checkpoint"),
         ("evaluate.py", ["S", "--images", "-5"], "--images -5: expected at least 1"),
         ("evaluate.py", ["--compare", "S"], "not a result of evaluate.py or localize.py"),
-        (
-            "train.py",
-            words("--train-split trainval --schedule plateau"),
-            "needs a validation split",
-        ),
+        ("train.py", words("--train-split trainval --schedule plateau"), "a validation split"),
     ],
 )
 def test_numbers_and_devices_out_of_range_are_one_line(trained, name, arguments, message):
-    done = command(name, *[trained.get(a, a) for a in arguments])
-    last = done.stderr.strip().splitlines()[-1]
-    assert (
-        done.returncode == 2
-        and message in last
-        and len(last) < 400
-        and "Traceback" not in done.stderr
-    )
+    line = refuse(name, *[trained.get(a, a) for a in arguments])
+    assert message in line and len(line) < 400
 
 
 def test_arguments_of_the_drawn_set_are_refused_elsewhere(tmp_path):
     write_pa100k(tmp_path)
     for flag in ("--images", "--domain"):
-        done = command(f"train.py --data {tmp_path} {flag} 1 --weights none --out {tmp_path}/run")
-        assert (
-            done.returncode == 2 and f"{flag} 1: pa100k has none, expected synthetic" in done.stderr
+        assert f"{flag} 1: pa100k has none, expected synthetic" in refuse(
+            f"train.py --data {tmp_path} {flag} 1 --weights none --out {tmp_path}/run"
         )
 
 
 def test_an_out_that_holds_something_is_refused_before_training(tmp_path):
     (tmp_path / "file").write_text("")
-    done = command("train.py", *TINY, f"--out {tmp_path}/file")
-    assert done.returncode == 2 and "this is a file, expected a folder" in done.stderr
+    assert "this is a file, expected a folder" in refuse(
+        "train.py", *TINY, f"--out {tmp_path}/file"
+    )
     for name in ("best.pt", "log.csv", "last.pt.tmp"):
         (tmp_path / name / name).mkdir(parents=True)
-        done = command("train.py", *TINY, f"--out {tmp_path}/{name}")
-        assert done.returncode == 2 and f"{name}: this is a folder, expected a file" in done.stderr
+        assert f"{name}: this is a folder, expected a file" in refuse(
+            "train.py", *TINY, f"--out {tmp_path}/{name}"
+        )
     for name in ("best.pt", "log.csv"):  # last.pt alone was deleted
         (tmp_path / f"old-{name}").mkdir()
         (tmp_path / f"old-{name}" / name).write_text("kept")
@@ -617,51 +495,42 @@ def test_an_out_that_holds_something_is_refused_before_training(tmp_path):
 def test_foreign_checkpoints_are_not_resumed(trained, tmp_path):
     last = torch.load(trained["S"].parent / "last.pt", weights_only=True)
     missing = {k: v for k, v in last.items() if k != "optimizer"}
-    shaped = {
-        **last,
-        "model": {
-            k: v[:1] if isinstance(v, torch.Tensor) and v.dim() else v
-            for k, v in last["model"].items()
-        },
-    }
-    renamed = {
-        **last,
-        "config": {**last["config"], "attributes": last["config"]["attributes"][::-1]},
-    }
+    shaped = copy.deepcopy(last)
+    shaped["model"]["heads.head.bias"] = torch.zeros(1)
+    renamed = copy.deepcopy(last)
+    renamed["config"]["attributes"].reverse()
     fewer = {**last, "config": {**last["config"], "digest": "other"}}
-    for i, (content, message) in enumerate(
-        [
-            (torch.load(trained["S"], weights_only=True), "cannot be resumed (KeyError: "),
-            (missing, "cannot be resumed (KeyError: 'optimizer')"),
-            (shaped, "cannot be resumed (RuntimeError: "),
-            (renamed, "other images (attributes)"),
-            (fewer, "other images (digest)"),
-            ({**last, "config": 5}, "its config has no 'ple'"),
-            ({**last, "rows": None}, "cannot be resumed"),
-        ]
-    ):
+    contents = [
+        (torch.load(trained["S"], weights_only=True), "cannot be resumed (KeyError: "),
+        (missing, "cannot be resumed (KeyError: 'optimizer')"),
+        (shaped, "cannot be resumed (RuntimeError: "),
+        (renamed, "other images (attributes)"),
+        (fewer, "other images (digest)"),
+        ({**last, "config": 5}, "its config has no 'ple'"),
+        ({**last, "rows": None}, "cannot be resumed"),
+    ]
+    for i, (content, message) in enumerate(contents):
         (tmp_path / str(i)).mkdir()
         torch.save(content, tmp_path / str(i) / "last.pt")
-        done = command("train.py", *TINY, "--epochs 1 --ple S --out", tmp_path / str(i), "--resume")
-        assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, (
-            done.stderr
+        assert message in refuse(
+            "train.py", *TINY, "--epochs 1 --ple S --out", tmp_path / str(i), "--resume"
         )
 
 
 def test_a_finished_run_without_its_best_checkpoint_says_so(trained, tmp_path):
     shutil.copytree(trained["R"].parent, tmp_path / "R")
     (tmp_path / "R" / "best.pt").unlink()
-    done = command("train.py", *TINY, f"--ple R --epochs 1 --out {tmp_path}/R --resume")
-    assert done.returncode == 2 and "best.pt: is gone" in done.stderr
+    assert "best.pt: is gone" in refuse(
+        "train.py", *TINY, f"--ple R --epochs 1 --out {tmp_path}/R --resume"
+    )
 
 
 def test_weights_that_are_not_numbers_are_refused(trained, tmp_path):
     checkpoint = torch.load(trained["none"], weights_only=True)
     checkpoint["ema"]["head.bias"][0] = float("nan")
     torch.save(checkpoint, tmp_path / "nan.pt")
-    done = command(f"evaluate.py {tmp_path}/nan.pt --images 4")
-    assert (
-        done.returncode == 2 and "nan.pt: head.bias has values that are not finite" in done.stderr
+    assert "nan.pt: head.bias has values that are not finite" in refuse(
+        f"evaluate.py {tmp_path}/nan.pt --images 4"
     )
 
 
@@ -669,24 +538,25 @@ def test_afss_scales_out_of_range_are_refused(trained, tmp_path):
     checkpoint = torch.load(trained["R"], weights_only=True)
     checkpoint["ema"]["afss._extra_state"] = [7] * 26
     torch.save(checkpoint, tmp_path / "seven.pt")
-    done = command(f"evaluate.py {tmp_path}/seven.pt --images 4")
-    assert done.returncode == 2 and "seven.pt: AFSS: expected 26 scales" in done.stderr
+    assert "seven.pt: AFSS: expected 26 scales" in refuse(
+        f"evaluate.py {tmp_path}/seven.pt --images 4"
+    )
 
 
 def test_named_pipes_and_odd_images_do_not_hang(trained, tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
-    done = command("localize.py", trained["R"], f"{tmp_path}/pipe.jpg")
-    assert done.returncode == 2 and "pipe.jpg: no such image or folder" in done.stderr
+    assert "pipe.jpg: no such image or folder" in refuse(
+        "localize.py", trained["R"], f"{tmp_path}/pipe.jpg"
+    )
     Image.fromarray(np.zeros((5000, 2, 3), np.uint8)).save(tmp_path / "thin.png")
-    done = command("localize.py", trained["R"], f"{tmp_path}/thin.png --out {tmp_path}/p")
-    assert done.returncode == 0, done.stderr
+    succeed("localize.py", trained["R"], f"{tmp_path}/thin.png --out {tmp_path}/p")
 
 
 def test_another_folders_keypoints_are_not_taken(tmp_path):
     for folder in ("a", "b"):
         write_pa100k(tmp_path / folder, counts=(8, 4, 4))
-    names = np.array([f"{i:06d}.jpg" for i in range(1, 17)])
-    np.savez(tmp_path / "k.npz", names=names, keypoints=np.full((16, 16, 3), 10, np.float32))
+    names = [f"{i:06d}.jpg" for i in range(1, 17)]
+    np.savez(tmp_path / "k.npz", names=names, keypoints=np.full((16, 16, 3), 10.0))
     small = words(
         "--size 64 48 --epochs 1 --backbone resnet18 --weights none --channels 8", "--batch-size 4"
     )
@@ -696,8 +566,9 @@ def test_another_folders_keypoints_are_not_taken(tmp_path):
         f"--data {tmp_path}/a --ple K --keypoints {tmp_path}/k.npz --out {tmp_path}/run",
     )
     assert done.returncode == 0, done.stderr
-    done = command(f"evaluate.py {tmp_path}/run/best.pt --data {tmp_path}/b")
-    assert done.returncode == 2 and "PLE-K needs keypoints, give --keypoints FILE" in done.stderr
+    assert "PLE-K needs keypoints, give --keypoints FILE" in refuse(
+        f"evaluate.py {tmp_path}/run/best.pt --data {tmp_path}/b"
+    )
 
 
 def test_json_files_survive_names_and_failures(tmp_path, monkeypatch):
@@ -710,16 +581,12 @@ def test_json_files_survive_names_and_failures(tmp_path, monkeypatch):
 
 
 def test_an_epoch_is_saved_before_it_is_printed(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        train,
-        "print_rank0",
-        lambda line: (
-            (_ for _ in ()).throw(BrokenPipeError("closed")) if line.startswith("epoch") else None
-        ),
-    )
+    def closed(line):
+        if line.startswith("epoch"):
+            raise BrokenPipeError("closed")
+
+    monkeypatch.setattr(train, "print_rank0", closed)
     done = command("train.py", *TINY, f"--ple none --out {tmp_path}/run")
     assert "epoch 1 of 3 is in" in done.stderr
-    assert (
-        read_checkpoint(tmp_path / "run" / "last.pt")["epoch"] == 1
-        and (tmp_path / "run" / "log.csv").stat().st_size > 50
-    )
+    assert read_checkpoint(tmp_path / "run" / "last.pt")["epoch"] == 1
+    assert (tmp_path / "run" / "log.csv").stat().st_size > 50
