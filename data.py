@@ -546,13 +546,30 @@ class Named(dict):
     def __setstate__(self, state):
         self.state = state
 
+    def resolve(self):
+        """The dict, range or array that it stands for."""
+        kind, arguments = type(self).__name__, self.arguments
+        if kind in ("EasyDict", "OrderedDict", "_reconstructor"):
+            parts = [part for part in (*arguments, self) if isinstance(part, dict)]
+            return {key: value for part in parts for key, value in part.items()}
+        if kind in ("range", "xrange"):  # protocols 0 to 2 call it so
+            return range(*arguments)
+        if kind == "_reconstruct":
+            return plain_array(*self.state[1:])
+        if kind == "_frombuffer":  # protocol 5
+            content, dtype, shape, order = arguments
+            return plain_array(shape, dtype, order == "F", content)
+        if kind == "scalar":
+            return plain_array((), arguments[0], False, arguments[1])
+        raise ValueError(f"it holds {kind}, expected plain data alone")
+
 
 class PlainUnpickler(pickle.Unpickler):
     """Whatever a pickle names becomes a `Named` of that name, or is refused."""
 
     known = """
-        easydict.EasyDict collections.OrderedDict builtins.dict builtins.range numpy.ndarray
-        numpy.dtype multiarray._reconstruct multiarray.scalar numeric._frombuffer
+        easydict.EasyDict collections.OrderedDict builtins.dict builtins.range builtins.xrange
+        numpy.ndarray numpy.dtype multiarray._reconstruct multiarray.scalar numeric._frombuffer
         copyreg._reconstructor
     """
 
@@ -569,35 +586,25 @@ class PlainUnpickler(pickle.Unpickler):
 def plain(value, seen, depth=0):
     """What was unpickled as dicts, lists, numbers, text and arrays.
 
-    seen: a list of one number, the values so far; a nest of references would unfold to billions.
+    seen: a list of one number, the size so far; a nest of references would unfold to billions.
     """
-    kind, scalar = type(value).__name__, (str, int, float, type(None))
+    scalar = str, int, float, type(None)
     if isinstance(value, scalar):
         return value
-    seen[0] += 1 + (len(value) if isinstance(value, list | tuple | dict) else 0)
+    if isinstance(value, Named):
+        value = value.resolve()
+    seen[0] += 1 + (value.nbytes // 64 if isinstance(value, np.ndarray) else len(value))
     if seen[0] > 3_000_000 or depth > 20:
         raise ValueError("it unfolds to over three million values, or is nested more than 20 deep")
-    if isinstance(value, list | tuple):
+    if isinstance(value, np.ndarray) and value.dtype.kind == "O":
+        value = value.ravel().tolist()
+    if isinstance(value, np.ndarray):
+        return value.item() if value.ndim == 0 else value
+    if isinstance(value, dict):
+        return {str(k): plain(v, seen, depth + 1) for k, v in value.items()}
+    if isinstance(value, list | tuple | range):
         return [v if isinstance(v, scalar) else plain(v, seen, depth + 1) for v in value]
-    if kind in ("dict", "EasyDict", "OrderedDict", "_reconstructor"):
-        filled = [v for v in getattr(value, "arguments", ()) if isinstance(v, dict)]
-        items = {k: v for part in (*filled, value) for k, v in part.items()}
-        return {str(k): plain(v, seen, depth + 1) for k, v in items.items()}
-    if kind == "range" and len(range(*value.arguments)) < 10**6:
-        return list(range(*value.arguments))
-    if kind == "_reconstruct":
-        _, *content = value.state
-    elif kind == "_frombuffer":  # protocol 5
-        raw, dtype, shape, order = value.arguments
-        content = shape, dtype, order == "F", raw
-    elif kind == "scalar":
-        content = (), value.arguments[0], False, value.arguments[1]
-    else:
-        raise ValueError(f"it holds {kind}, expected plain data alone")
-    array = plain_array(*content)
-    if array.dtype.kind == "O":
-        return plain(array.ravel().tolist(), seen, depth + 1)
-    return array.item() if array.ndim == 0 else array
+    raise ValueError(f"it holds {type(value).__name__}, expected plain data alone")
 
 
 def plain_array(shape, dtype, fortran, content):

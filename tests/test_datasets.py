@@ -280,7 +280,8 @@ def test_upar_layout(tmp_path, protocol):
     assert table.groups[UPAR.index("Accessory-Glasses-Sun")] == "head"
 
 
-def test_pickled_splits_of_the_other_datasets(tmp_path):
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_pickled_splits_of_the_other_datasets(tmp_path, protocol):
     """Their attributes in another order and more of them than are evaluated, five partitions or
     one, RAP's unsure labels."""
     random = np.random.default_rng(0)
@@ -296,7 +297,7 @@ def test_pickled_splits_of_the_other_datasets(tmp_path):
             "test": [np.array([7, 8]), np.array([2, 3])],
         },
     }
-    write_pickle(tmp_path / "dataset_zs_run0.pkl", content)
+    write_pickle(tmp_path / "dataset_zs_run0.pkl", content, protocol)
     random_pictures(tmp_path / "images", content["image_name"])
     table = load_split("peta", tmp_path / "dataset_zs_run0.pkl", "test", partition=2)
     assert table.names == ["00003.png", "00004.png"] and table.attributes == PETA[::-1]
@@ -428,7 +429,8 @@ def test_a_pickle_with_a_nest_of_references_is_refused_at_once(tmp_path):
     deep = []
     for _ in range(50):
         deep = [deep]
-    for value in (nest, circle, deep):
+    wide = [[range(999_999)] * 1000] * 1000
+    for value in (nest, circle, deep, wide):
         (tmp_path / "dataset_all.pkl").write_bytes(pickle.dumps({**upar_content(), "more": value}))
         with pytest.raises(ValueError, match="over three million values, or is nested more than"):
             load_split("upar", tmp_path, "test")
