@@ -619,7 +619,7 @@ def plain_array(shape, dtype, fortran, content):
             raise ValueError(f"dtype {name[:20]}: expected numbers or text")
         raw = content.encode("latin1") if isinstance(content, str) else bytes(content)
         array = np.frombuffer(raw, np.dtype(order.replace("|", "=") + name))
-    if len(array) != math.prod(shape) or any(n < 0 for n in shape):
+    if len(array) != math.prod(shape):
         raise ValueError(f"an array of {len(array)} values, expected the shape {shape}")
     return array.reshape(shape, order="F" if fortran else "C")
 

@@ -302,9 +302,11 @@ def test_pickled_splits_of_the_other_datasets(tmp_path, protocol):
     table = load_split("peta", tmp_path / "dataset_zs_run0.pkl", "test", partition=2)
     assert table.names == ["00003.png", "00004.png"] and table.attributes == PETA[::-1]
     assert (table.labels == (label[2:4, 34::-1] == 1)).all()
-    content["partition"] = {"train": np.arange(5), "test": np.arange(5, 9)}
-    write_pickle(tmp_path / "dataset_zs_run0.pkl", content)
-    assert len(load_split("peta", tmp_path / "dataset_zs_run0.pkl", "trainval").names) == 5
+    for name in ("train", "trainval"):
+        content["partition"] = {name: np.arange(5), "test": np.arange(5, 9)}
+        write_pickle(tmp_path / "dataset_zs_run0.pkl", content)
+        for split in ("train", "trainval"):
+            assert len(load_split("peta", tmp_path / "dataset_zs_run0.pkl", split).names) == 5
     with pytest.raises(ValueError, match="--partition 2: expected 1 to 1"):
         load_split("peta", tmp_path / "dataset_zs_run0.pkl", "test", partition=2)
 
