@@ -346,6 +346,8 @@ def test_synthetic_is_deterministic_and_splits_and_domains_differ():
     assert all((a == b).all() for a, b in zip(first.images, more.images[:3], strict=True))
     both = synthetic("trainval", count=3)
     assert both.names == synthetic("train", count=3).names + first.names
+    named = load_split("synthetic", split="val", domain=1, images=3)
+    assert named.names == synthetic("val", count=3, domain=1).names
     with pytest.raises(ValueError, match="domain 2"):
         synthetic("train", domain=2)
 

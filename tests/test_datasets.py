@@ -257,6 +257,8 @@ def upar_partitions(random):
 @pytest.mark.parametrize("protocol", range(6))
 def test_upar_layout(tmp_path, protocol):
     content = upar_content()
+    if protocol % 2:
+        content["label"] = np.asfortranarray(content["label"])
     write_pickle(tmp_path / "dataset_all.pkl", content, protocol)
     random_pictures(tmp_path, content["image_name"])
     for split, partition in itertools.product(("train", "val", "test"), (None, 1, 9)):
