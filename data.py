@@ -146,7 +146,7 @@ def load_split(dataset, data=None, split="test", keypoints=None, size=(128, 96),
         loaded = read_split(dataset, Path(data), split, options.get("partition", 1))
     if "exclude" in options:
         loaded = without_parts(loaded, options["exclude"])
-    if data:
+    if "data" in options:
         check_images(loaded.images)
     if keypoints:
         loaded = replace(loaded, keypoints=read_keypoints(keypoints, loaded.names))
@@ -158,9 +158,12 @@ def read_split(dataset, data, split, partition):
 
     A reader of `READERS` takes (folder, parts of the split, partition, dataset).
     """
-    reader = READERS[dataset]
-    if dataset == "upar" or (data.suffix == ".pkl" and dataset in PUBLISHED):
-        reader, data = read_pickled, existing(data / "dataset_all.pkl" if data.is_dir() else data)
+    pickled = dataset == "upar" or data.suffix == ".pkl"
+    if pickled and dataset not in PUBLISHED:
+        raise ValueError(f"{data}: {dataset} is not read from a pickle")
+    if pickled:
+        data = existing(data / "dataset_all.pkl" if data.is_dir() else data)
+    reader = read_pickled if pickled else READERS[dataset]
     try:
         loaded = reader(data, PARTS[split], partition, dataset)
     except (ValueError, OSError) as error:
@@ -458,12 +461,11 @@ def pick(published, number, parts, count, first):
         if not 1 <= number <= len(partitions):
             raise ValueError(f"--partition {number}: expected 1 to {len(partitions)}")
         chosen = partitions[number - 1]
-        runs = [chosen] if np.isscalar(chosen[0]) else chosen
-        picked += [np.ravel(run) for run in runs]
-    indices = np.concatenate(picked)
-    if indices.dtype.kind not in "iu":
-        raise ValueError(f"partition {number}: expected image numbers")
-    indices = indices.astype(np.int64) - first
+        for run in [chosen] if np.isscalar(chosen[0]) else chosen:
+            picked.append(np.ravel(run))
+            if picked[-1].dtype.kind not in "iu":  # a mask would become numbers beside numbers
+                raise ValueError(f"partition {number}, {part}: expected image numbers")
+    indices = np.concatenate([run.astype(np.int64) for run in picked]) - first
     if len(indices) and not 0 <= indices.min() <= indices.max() < count:
         worst = indices.max() + first
         expected = f"{first} to {count - 1 + first}"
@@ -630,20 +632,24 @@ def read_pickled(file, parts, partition, dataset):
     UPAR is published this way, and so are the splits of PETA and RAP that share no person between
     train and test (RAP's is of RAP v2).
     """
-    with open(file, "rb") as opened:
-        content = plain(PlainUnpickler(opened, encoding="latin1").load(), [0])
-    names, attributes = strings(content["image_name"]), strings(content["attr_name"])
-    labels = labels_of(np.asarray(content["label"], np.float32), names, attributes)
-    columns = content.get("label_idx", {}).get("eval", range(len(attributes)))
-    columns = np.asarray(columns, np.int64)
-    labels, attributes = labels[:, columns], [attributes[j] for j in columns]
-    labels[labels == 2] = 0  # RAP's unsure
-    attributes = ["Female" if name == "Femal" else name for name in attributes]  # RAP v2's
-    published = dict(content["partition"])
-    if "trainval" in published:
-        published.setdefault("train", published.pop("trainval"))
-    whole = split_of(dataset, file, file.parent, attributes, names, labels)
-    return whole.subset(pick(published, partition, parts, len(names), first=0))
+    try:
+        with open(file, "rb") as opened:
+            content = plain(PlainUnpickler(opened, encoding="latin1").load(), [0])
+        names, attributes = strings(content["image_name"]), strings(content["attr_name"])
+        labels = labels_of(np.asarray(content["label"], np.float32), names, attributes)
+        columns = content.get("label_idx", {}).get("eval", range(len(attributes)))
+        columns = np.asarray(columns, np.int64)
+        labels, attributes = labels[:, columns], [attributes[j] for j in columns]
+        labels[labels == 2] = 0  # RAP's unsure
+        attributes = ["Female" if name == "Femal" else name for name in attributes]  # RAP v2's
+        published = dict(content["partition"])
+        if "trainval" in published:
+            published.setdefault("train", published.pop("trainval"))
+        indices = pick(published, partition, parts, len(names), first=0)
+    except Exception as error:  # a damaged pickle raises nearly anything
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(f"{file}: not a readable dataset pickle ({reason})") from None
+    return split_of(dataset, file, file.parent, attributes, names, labels).subset(indices)
 
 
 def without_parts(split, exclude):
@@ -806,8 +812,7 @@ def read_csv(file):
     return rows
 
 
-READERS = {"pa100k": pa100k, "rap1": rap1, "peta": peta, "upar": read_pickled, "pcs": pcs}
-READERS["csv"] = csv_split
+READERS = {"pa100k": pa100k, "rap1": rap1, "peta": peta, "pcs": pcs, "csv": csv_split}
 
 
 # ---- The same attributes in two datasets

@@ -184,6 +184,9 @@ def test_keypoint_file(tmp_path):
     points = np.random.default_rng(0).random((3, 16, 3)).astype(np.float32)
     np.savez(tmp_path / "k.npz", names=["a", "b", "c"], keypoints=points)
     assert (read_keypoints(tmp_path / "k.npz", ["c", "a"]) == points[[2, 0], :, :2]).all()
+    np.savez(tmp_path / "pickled.npz", names=np.array([{"a": 1}], dtype=object), keypoints=points)
+    with pytest.raises(ValueError, match="pickled.npz: not a file of names and keypoints"):
+        read_keypoints(tmp_path / "pickled.npz", ["a"])
     with pytest.raises(FileNotFoundError, match="none.npz"):
         read_keypoints(tmp_path / "none.npz", ["a"])
 

@@ -324,7 +324,10 @@ class Call:
 @pytest.mark.parametrize(
     "bad, named",
     [
-        (lambda marker: Call(os.system, f"touch {marker}"), "it names posix.system, expected"),
+        (
+            lambda marker: Call(os.system, f"touch {marker}"),
+            "it names posix.system, expected plain data",
+        ),
         (lambda marker: Call(eval, f"open({str(marker)!r}, 'w')"), "it names builtins.eval"),
         (
             lambda marker: {"image_name": ["a"], "label": Call(np.load, str(marker))},
@@ -333,19 +336,26 @@ class Call:
         (lambda marker: Call(open, str(marker), "w"), "io.open"),
         (lambda marker: {"image_name": {"a set"}}, "it names builtins.set|it holds set"),
         (lambda marker: {**upar_content(), "more": [{"deep": b"bytes"}]}, "it holds bytes"),
-        (lambda marker: ["a", "list"], "not laid out as upar is published"),
-        (lambda marker: {**upar_content(), "label": "none"}, "could not convert|not laid out"),
+        (lambda marker: ["a", "list"], "not a readable dataset pickle"),
+        (lambda marker: {**upar_content(), "label": "none"}, "could not convert|not a readable"),
         (
             lambda marker: {**upar_content(), "partition": {"test": np.array([5, 12])}},
             "names image 12, expected 0 to 11",
         ),
         (
             lambda marker: {**upar_content(), "partition": {"test": np.array([True, False] * 6)}},
-            "expected image numbers",
+            "partition 1, test: expected image numbers",
+        ),
+        (
+            lambda marker: {
+                **upar_content(),
+                "partition": {"test": [[np.arange(2), np.array([True, False] * 6)]]},
+            },
+            "partition 1, test: expected image numbers",
         ),
         (
             lambda marker: {**upar_content(), "partition": {"test": 5}},
-            "not laid out as upar is published",
+            "not a readable dataset pickle",
         ),
     ],
 )
@@ -420,7 +430,10 @@ def test_a_pickle_that_forges_numpy_states_reads_no_memory(tmp_path, forged):
         (tmp_path / "dataset_all.pkl").write_bytes(
             pickle.dumps({**upar_content(), "label": forged}, protocol)
         )
-        with pytest.raises(ValueError, match="dataset_all.pkl: "):
+        with pytest.raises(
+            ValueError,
+            match="dataset_all.pkl: not a readable dataset pickle",
+        ):
             load_split("upar", tmp_path, "test")
 
 
@@ -710,7 +723,10 @@ def unknown_attribute(folder):
 @pytest.mark.parametrize(
     "prepare, message",
     [
-        (evil_pickle, "dataset_all.pkl: it names posix.system, expected"),
+        (
+            evil_pickle,
+            "dataset_all.pkl: not a readable dataset pickle (it names posix.system, expected",
+        ),
         (truncated_mat, "RAP_annotation.mat: not a readable .mat file"),
         (wrong_mat, "not laid out as pa100k is published (KeyError: 'attributes')"),
         (wrong_struct, "not laid out as peta is published"),

@@ -123,7 +123,10 @@ def test_square_and_back_is_exact():
             r"head.final_layer.weight: .*\[17, 2048, 1, 1\].*\[16, 2048, 1, 1\]",
         ),
         (lambda s: s.update({"head.more": torch.zeros(2)}), "head.more is missing or unexpected"),
-        (lambda s: s.pop("backbone.layer4.2.conv3.weight"), "layer4.2.conv3.weight is missing"),
+        (
+            lambda s: s.pop("backbone.layer4.2.conv3.weight"),
+            "backbone.layer4.2.conv3.weight is missing",
+        ),
     ],
 )
 def test_a_state_dict_that_differs_says_where(simcc, tmp_path, spoil, message):

@@ -494,7 +494,7 @@ def refuses_when_cut(file, read, step):
         except ValueError as error:
             assert file.name in str(error) and "\n" not in str(error), end
         else:  # a checksum's last bytes, for instance, can be missing
-            assert end > len(whole) - 8
+            assert end > len(whole) - 8, end
             assert table.names == expected.names and (table.labels == expected.labels).all()
 
 

@@ -459,7 +459,11 @@ def test_ple_k_on_ones_own_photos(trained, tmp_path):
         ("localize.py", ["photo.jpg"], "expected a checkpoint"),
         ("evaluate.py", ["S", "--images", "-5"], "--images -5: expected at least 1"),
         ("evaluate.py", ["--compare", "S"], "not a result of evaluate.py or localize.py"),
-        ("train.py", words("--train-split trainval --schedule plateau"), "a validation split"),
+        (
+            "train.py",
+            words("--train-split trainval --schedule plateau"),
+            "needs a validation split",
+        ),
     ],
 )
 def test_numbers_and_devices_out_of_range_are_one_line(trained, name, arguments, message):
