@@ -645,11 +645,11 @@ def read_pickled(file, parts, partition, dataset):
         published = dict(content["partition"])
         if "trainval" in published:
             published.setdefault("train", published.pop("trainval"))
-        indices = pick(published, partition, parts, len(names), first=0)
     except Exception as error:  # a damaged pickle raises nearly anything
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ValueError(f"{file}: not a readable dataset pickle ({reason})") from None
-    return split_of(dataset, file, file.parent, attributes, names, labels).subset(indices)
+    whole = split_of(dataset, file, file.parent, attributes, names, labels)
+    return whole.subset(pick(published, partition, parts, len(names), first=0))
 
 
 def without_parts(split, exclude):
@@ -1248,11 +1248,7 @@ def replacing(file):
 
 def write_json(file, value):
     """Writes a result as JSON; NaN, an undefined figure, becomes null. ASCII in any locale."""
-
-    def null(_):
-        return None
-
-    finite = json.loads(json.dumps(value), parse_constant=null)
+    finite = json.loads(json.dumps(value), parse_constant=lambda _: None)
     with replacing(file) as temporary:
         temporary.write_text(json.dumps(finite, indent=1) + "\n", encoding="ascii")
 

@@ -272,7 +272,9 @@ def test_upar_layout(tmp_path, protocol):
     table = load_split("upar", tmp_path / "dataset_all.pkl", "all", exclude=["rap2", "PA100k"])
     assert len(table.names) == 4 and all(name.startswith("Market1501/") for name in table.names)
     for number in (0, 10):
-        with pytest.raises(ValueError, match=f"--partition {number}: expected 1 to 9"):
+        with pytest.raises(
+            ValueError, match=f"dataset_all.pkl: --partition {number}: expected 1 to 9"
+        ):
             load_split("upar", tmp_path, "test", partition=number)
     expected = "--exclude rap1: .* has images of market1501, pa100k, rap2"
     with pytest.raises(ValueError, match=expected):
@@ -309,7 +311,7 @@ def test_pickled_splits_of_the_other_datasets(tmp_path, protocol):
         write_pickle(tmp_path / "dataset_zs_run0.pkl", content)
         for split in ("train", "trainval"):
             assert len(load_split("peta", tmp_path / "dataset_zs_run0.pkl", split).names) == 5
-    with pytest.raises(ValueError, match="--partition 2: expected 1 to 1"):
+    with pytest.raises(ValueError, match="run0.pkl: --partition 2: expected 1 to 1"):
         load_split("peta", tmp_path / "dataset_zs_run0.pkl", "test", partition=2)
 
 
@@ -355,7 +357,7 @@ class Call:
         ),
         (
             lambda marker: {**upar_content(), "partition": {"test": 5}},
-            "not a readable dataset pickle",
+            "not laid out as upar is published",
         ),
     ],
 )
