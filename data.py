@@ -210,6 +210,8 @@ def photo_split(paths, attributes, groups, keypoints=None):
             existing(path, "image or folder")
         files += found
     names = [file.name for file in files]
+    if keypoints and len(set(names)) < len(names):  # one would get the other's points
+        raise ValueError(f"{keypoints}: tells images by their names, and two have the same")
     points = read_keypoints(keypoints, names) if keypoints else None
     labels = np.zeros((len(files), len(attributes)))
     return Split("photos", attributes, groups, names, files, labels, points)

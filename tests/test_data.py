@@ -21,6 +21,7 @@ from data import (
     flip,
     load_split,
     loader,
+    photo_split,
     read_keypoints,
     resize,
     shift,
@@ -189,6 +190,18 @@ def test_keypoint_file(tmp_path):
         read_keypoints(tmp_path / "pickled.npz", ["a"])
     with pytest.raises(FileNotFoundError, match="none.npz"):
         read_keypoints(tmp_path / "none.npz", ["a"])
+
+
+def test_photos_of_one_name_in_two_folders_do_not_share_keypoints(tmp_path):
+    np.savez(tmp_path / "k.npz", names=["photo.png"], keypoints=np.ones((1, 16, 3)))
+    files = [tmp_path / folder / "photo.png" for folder in "ab"]
+    for file in files:
+        file.parent.mkdir()
+        Image.new("RGB", (10, 20)).save(file)
+    assert photo_split(files[:1], ["Hat"], ["head"], tmp_path / "k.npz").keypoints.min() == 1
+    assert photo_split(files, ["Hat"], ["head"]).images == files
+    with pytest.raises(ValueError, match=r"k\.npz: tells images by their names, and two have"):
+        photo_split(files, ["Hat"], ["head"], tmp_path / "k.npz")
 
 
 @pytest.mark.parametrize(
