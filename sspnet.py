@@ -86,14 +86,9 @@ def load_weights(net, file, classifier=()):
         state = torch.load(file, map_location="cpu", weights_only=True)
         state = state.get("state_dict", state)
         state = {name: t for name, t in state.items() if not name.startswith(classifier)}
-    except OSError:
-        raise
-    except Exception:  # the zip reader and the restricted unpickler raise many kinds
-        raise ValueError(f"{file}: expected a state dict, tensors by name") from None
-    try:
         missing, unexpected = net.load_state_dict(state, strict=False)
-    except RuntimeError as error:  # its second line has the first tensor and both shapes
-        raise ValueError(f"{file}: {str(error).splitlines()[1].strip()}") from None
+    except Exception as error:  # the zip reader and the restricted unpickler raise many kinds
+        raise ValueError(f"{file}: not this network's state dict ({str(error)[:200]})") from error
     for name in (*missing, *unexpected):
         if not name.startswith(classifier) and not name.endswith("num_batches_tracked"):
             raise ValueError(f"{file}: {name} is missing or unexpected")
@@ -170,6 +165,7 @@ class AFSS(nn.Module):
     """Eq. 4: picks, for each group of attributes, the scale on which mA is highest.
 
     `update` counts every training batch on all scales; `select` picks at the end of an epoch.
+    Both do nothing where the choice is fixed or, by `selecting = False`, frozen.
     The choice, `scales[j]` = 0, 1 or 2 for attribute j, is plain Python. mode: "group",
     "attribute" (one choice per attribute, AFSS* of Tab. 1), or "P1", "P2" or "P3" (fixed).
     """
@@ -179,7 +175,7 @@ class AFSS(nn.Module):
         if mode not in ("group", "attribute", "P1", "P2", "P3"):
             raise ValueError(f"AFSS mode {mode!r}: expected group, attribute, P1, P2 or P3")
         L = len(attribute_groups)
-        self.selecting = mode in ("group", "attribute")  # set to False to freeze the choice
+        self.selecting = mode in ("group", "attribute")
         self.scales = [1 if self.selecting else ("P1", "P2", "P3").index(mode)] * L
         self.units = list(attribute_groups) if mode == "group" else list(range(L))
         self.register_buffer("counts", torch.zeros(4, 3, L, dtype=torch.float64))
@@ -195,10 +191,13 @@ class AFSS(nn.Module):
     @torch.no_grad()
     def update(self, logits, labels):
         """Counts a batch: logits (S, B, L), labels (B, L)."""
-        self.counts += label_counts(logits, labels)
+        if self.selecting:
+            self.counts += label_counts(logits, labels)
 
     def select(self):
         """Ends an epoch; returns its mA on each scale, (S, L). An undefined mA keeps the choice."""
+        if not self.selecting:
+            return None
         mA = mean_accuracy(self.counts).cpu()
         for unit in set(self.units):  # the attributes of one unit share a scale
             members = [j for j, u in enumerate(self.units) if u == unit]
@@ -226,8 +225,10 @@ def bilinear_sample(x, points, weights=None):
     """Bilinear sampling, zero outside the map: sum_m W_m x(P_m).
 
     x (B, C, H, W), points (B, N, M, 2) in pixels of x, weights (B, N, M) -> (B, N, C). Without
-    weights: x at points (B, N, 2). In the higher precision of both: float32 under autocast.
+    weights: x at points (B, N, 2). Computed in float32 or better, returned in the dtype of x.
     """
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    points = points.to(dtype)
     if weights is None:
         points, weights = points.unsqueeze(2), torch.ones_like(points[:, :, :1])
     B, C, H, W = x.shape
@@ -244,10 +245,9 @@ def bilinear_sample(x, points, weights=None):
     index = first + W * indices[1].unsqueeze(-1) + indices[0].unsqueeze(-2)
     share = weights[..., None, None] * shares[1].unsqueeze(-1) * shares[0].unsqueeze(-2)
     index, share = index.flatten(2).flatten(0, 1), share.flatten(2).flatten(0, 1)
-    dtype = torch.promote_types(x.dtype, points.dtype)
     pixels = x.permute(0, 2, 3, 1).reshape(B * H * W, C).to(dtype)
     bags = F.embedding_bag(index, pixels, mode="sum", per_sample_weights=share.to(dtype))
-    return bags.unflatten(0, points.shape[:2])  # sampled without keeping (B, N, M, C) in memory
+    return bags.unflatten(0, points.shape[:2]).to(x.dtype)  # (B, N, M, C) was never in memory
 
 
 class OffsetSampling(nn.Module):
@@ -300,8 +300,9 @@ class PLE_K(nn.Module):
 
     def forward(self, x, groups, keypoints):
         """x (B, C, H, W), keypoints (B, 16, 2) in pixels of x -> for each group (B, C, n)."""
-        if keypoints is None:
-            raise ValueError("PLE-K needs keypoints, expected (B, 16, 2)")
+        shape = None if keypoints is None else tuple(keypoints.shape)
+        if shape != (len(x), 16, 2):
+            raise ValueError(f"PLE-K: keypoints {shape}, expected (B, 16, 2), in MPII's order")
         members = [KEYPOINT_GROUPS[group if self.prior else "all"] for group in groups]
         points = torch.stack([keypoints[:, n] for n in sum(members, [])], 1)
         features = self.sample(x, points).split([len(group) for group in members], 1)
@@ -494,7 +495,7 @@ def weighted_bce(logits, labels, positive_ratio):
 
     logits (..., B, L), labels (B, L); positive_ratio (L,) is r_j, from the training set -> scalar.
     """
-    labels = labels.expand_as(logits)
+    labels = labels.to(logits.dtype).expand_as(logits)
     weights = imbalance_weights(labels, positive_ratio)
     bce = F.binary_cross_entropy_with_logits(logits, labels, weights, reduction="none")
     return bce.sum(-1).mean()

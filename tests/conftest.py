@@ -2,16 +2,21 @@
 
 import csv
 import io
+import math
+import os
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # the flat files, wherever pytest is started
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # the flat files, wherever pytest is started
 
 import data  # noqa: E402
 import evaluate  # noqa: E402
@@ -20,8 +25,25 @@ import train  # noqa: E402
 from data import PA100K_GROUPS  # noqa: E402
 from sspnet import Baseline, SSPNet  # noqa: E402
 
-PA100K = list(PA100K_GROUPS.values())
+ATTRIBUTES, PA100K = list(PA100K_GROUPS), list(PA100K_GROUPS.values())
 FEW_GROUPS = ["torso", "head", "all", "bottom", "head"]
+REAL = Path(os.environ.get("SSPNET_DATA", "nowhere"))  # the folder of the real annotations
+
+
+def words(text):
+    """A list of words, for instance options without paths."""
+    return text.split()
+
+
+MODEL = words("--size 64 48 --channels 8 --batch-size 8 --freeze 0 --device cpu")
+TINY = [*words("--images 24 --epochs 3"), *MODEL]  # on the drawn set
+SMALL = [*words("--backbone resnet18 --weights none --epochs 1"), *MODEL]  # on others
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    """Whatever a test writes to the current folder stays out of the project."""
+    monkeypatch.chdir(tmp_path)
 
 
 def random_model(ple, backbone="resnet18", seed=12, **options):
@@ -32,29 +54,31 @@ def random_model(ple, backbone="resnet18", seed=12, **options):
     return SSPNet(FEW_GROUPS, ple, backbone, channels=16, **options)
 
 
-def words(*parts):
-    """Command-line arguments from text: words("train.py --out", folder)."""
-    return [word for part in parts for word in str(part).split()]
+def value_at(x, px, py):
+    """Bilinear interpolation of x (C, H, W) at one point, from its four pixels, zero outside."""
+    value = torch.zeros(len(x), dtype=x.dtype)
+    for row in (math.floor(py), math.floor(py) + 1):
+        for column in (math.floor(px), math.floor(px) + 1):
+            if 0 <= row < x.shape[1] and 0 <= column < x.shape[2]:
+                share = (1 - abs(px - column)) * (1 - abs(py - row))
+                value = value + share * x[:, row, column]
+    return value
 
 
-ROOT = Path(__file__).parents[1]
-TINY = words(
-    "--images 24 --epochs 3 --size 64 48 --channels 8 --batch-size 8 --freeze 0 --device cpu"
-)
+# ---- Commands, in this process: importing torch anew takes seconds
 
 
 def tiny(out, *more):
     """A training of seconds; returns its last.pt."""
     train.main([*TINY, "--out", str(out), *more])
-    return torch.load(out / "last.pt", weights_only=True)
+    return torch.load(Path(out) / "last.pt", weights_only=True)
 
 
-def command(*parts):
-    """Runs a command as its file would, in this process: importing torch anew takes seconds."""
-    name, *arguments = words(*parts)
+def command(name, *arguments):
+    """Runs a command as its file would."""
     module = {"data": data, "train": train, "evaluate": evaluate, "localize": localize}[name[:-3]]
     out, err, code = io.StringIO(), io.StringIO(), 0
-    argv = mock.patch.object(sys, "argv", [name, *arguments])
+    argv = mock.patch.object(sys, "argv", [name, *map(str, arguments)])
     with redirect_stdout(out), redirect_stderr(err), argv:
         try:
             data.command(module.main)
@@ -63,21 +87,34 @@ def command(*parts):
     return SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
 
 
-def succeed(*parts):
+def succeed(*arguments):
     """What a command prints, which must succeed."""
-    done = command(*parts)
+    done = command(*arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def refuse(*parts):
+def refuse(*arguments):
     """The one line with which a command must refuse its input."""
-    done = command(*parts)
+    done = command(*arguments)
     assert done.returncode == 2, done.stderr
+    lines = done.stderr.splitlines()
+    if lines[0].startswith("usage: "):  # argparse says its usage first
+        return lines[-1]
     # Progress, shown every ten seconds, may go before it.
-    lines = [line for line in done.stderr.splitlines() if not line.endswith(" min left")]
+    lines = [line for line in lines if not line.endswith(" min left")]
     assert len(lines) == 1, done.stderr
     return lines[0]
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A checkpoint of each variant, written by the command."""
+    folder, checkpoints = tmp_path_factory.mktemp("runs"), {}
+    for ple in ("S", "K", "R", "none"):
+        succeed("train.py", *TINY, "--ple", ple, "--epochs", "1", "--out", folder / ple)
+        checkpoints[ple] = folder / ple / "best.pt"
+    return checkpoints
 
 
 def assert_same(a, b, path=""):
@@ -103,16 +140,52 @@ def log_rows(folder):
         return list(csv.DictReader(opened))
 
 
-def pytest_addoption(parser):
-    parser.addoption("--slow", action="store_true", help="the longest tests, too")
+# ---- Datasets
 
 
-def pytest_configure(config):
-    config.addinivalue_line("markers", "slow: takes minutes; runs with --slow")
+def random_images(folder, names, size=(40, 20)):
+    rng = np.random.default_rng(1)
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (*size, 3), dtype=np.uint8)).save(folder / name)
 
 
-def pytest_collection_modifyitems(config, items):
-    if not config.getoption("--slow"):
-        for item in items:
-            if "slow" in item.keywords:
-                item.add_marker(pytest.mark.skip(reason="takes minutes: give --slow"))
+def cells(values):
+    """A MATLAB column of cells."""
+    column = np.empty((len(values), 1), object)
+    column[:, 0] = values
+    return column
+
+
+def savemat(file, content):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pytest.importorskip("scipy.io", reason="writing .mat files needs scipy").savemat(file, content)
+
+
+def write_pa100k(folder, images="data", counts=(4, 2, 2), change=None):
+    """A few images and an annotation.mat in PA-100K's layout; returns what was written."""
+    rng, mat, truth, number = np.random.default_rng(0), {"attributes": cells(ATTRIBUTES)}, {}, 0
+    for split, count in zip(("train", "val", "test"), counts, strict=True):
+        names = [f"{number + i + 1:06d}.jpg" for i in range(count)]
+        number += count
+        labels = rng.integers(0, 2, (count, 26), dtype=np.uint8)
+        random_images(folder / images, names)
+        mat.update({f"{split}_images_name": cells(names), f"{split}_label": labels})
+        truth[split] = names, labels
+    if change:
+        change(mat)
+    savemat(folder / "annotation.mat", mat)
+    return truth
+
+
+def write_csv(folder, header="path,Hat,boots", rows=("a.png,1,0", "b.png,0,1"), groups=None):
+    """One's own data: the same rows in each split."""
+    for part in ("train", "val", "test"):
+        (folder / f"{part}.csv").write_text("\n".join([header, *rows]) + "\n", encoding="utf-8-sig")
+    random_images(folder, ["a.png", "b.png"])
+    if groups is not None:
+        (folder / "groups.json").write_text(groups)
+
+
+def write_keypoints(file, names, value=10.0):
+    np.savez(file, names=names, keypoints=np.full((len(names), 16, 3), value))

@@ -1,0 +1,257 @@
+"""What happens in long runs: kills, interrupts, full disks, several processes."""
+
+import functools
+import multiprocessing
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, TINY, assert_same, log_rows, succeed, tiny, words
+from torch.testing import assert_close
+
+import data
+import train
+from evaluate import read_checkpoint
+
+CHILDREN = multiprocessing.get_context("forkserver")  # children start without importing torch
+CHILDREN.set_forkserver_preload(["train"])
+
+
+def run_training(arguments, environment=(), comparable=False):
+    """In a child process: a training, quietly.
+
+    `comparable`: with batch norm's statistics frozen, and steps in proportion to the gradient.
+    Adam's own step goes by the gradient's sign, however small it is: it makes much of roundings.
+    """
+    os.environ.update(environment)
+    train.RANK = int(os.environ.get("RANK", 0))
+    train.WORLD_SIZE = int(os.environ.get("WORLD_SIZE", 1))
+    torch.set_num_threads(1)
+    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    if comparable:
+        torch.optim.Adam = functools.partial(torch.optim.Adam, eps=0.1)
+        torch.nn.BatchNorm2d.train = lambda self, mode=True: torch.nn.Module.train(self, False)
+        out = Path(arguments[arguments.index("--out") + 1])
+        record_first_gradients(out.with_name(f"{out.name}-gradients-{train.RANK}.pt"))
+    sys.argv = ["train.py"]
+    data.command(lambda: train.main(arguments))
+
+
+def record_first_gradients(file):
+    """Saves the gradients with which the first step is made."""
+    clip = torch.nn.utils.clip_grad_norm_
+
+    def record(parameters, norm):
+        parameters = list(parameters)
+        if not file.exists():
+            torch.save([p.grad for p in parameters], file)
+        return clip(parameters, norm)
+
+    torch.nn.utils.clip_grad_norm_ = record
+
+
+def children_train(count, arguments, **options):
+    """`count` ranks of one training."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    ranks = []
+    for rank in range(count):
+        environment = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
+        environment.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+        given = arguments, environment if count > 1 else {}
+        ranks.append(CHILDREN.Process(target=run_training, args=given, kwargs=options))
+        ranks[-1].start()
+    for child in ranks:
+        child.join(240)
+        assert child.exitcode == 0, child
+
+
+# ---- Resuming
+
+
+@pytest.mark.parametrize("options", ["--ple S", "--ple none --schedule plateau --amp bf16"])
+def test_resume_is_bit_equal_to_an_uninterrupted_run(tmp_path, monkeypatch, options):
+    class Died(Exception):
+        pass
+
+    whole = tiny(tmp_path / "whole", *words(options))
+    real, calls = train.train_one_epoch, []
+
+    def dies_in_the_third(*arguments):
+        calls.append(1)
+        loss = real(*arguments)
+        if len(calls) == 3:
+            raise Died
+        return loss
+
+    monkeypatch.setattr(train, "train_one_epoch", dies_in_the_third)
+    with pytest.raises(Died):
+        tiny(tmp_path / "cut", *words(options))
+    monkeypatch.undo()
+    assert torch.load(tmp_path / "cut" / "last.pt", weights_only=True)["epoch"] == 2
+    # A kill may come before the log and the best checkpoint are written.
+    (tmp_path / "cut" / "log.csv").write_text("")
+    torch.manual_seed(99)  # a new process would start elsewhere
+    assert_same(whole, tiny(tmp_path / "cut", *words(options), "--resume"))
+    rows = log_rows(tmp_path / "whole"), log_rows(tmp_path / "cut")
+    for a, b in zip(*rows, strict=True):
+        assert {**a, "seconds": 0} == {**b, "seconds": 0}
+
+
+@pytest.mark.parametrize("split", ["train", "trainval"])
+def test_a_best_checkpoint_that_a_kill_prevented_is_written_when_resuming(tmp_path, split):
+    options = ["--ple", "none", "--epochs", "1", "--train-split", split, "--schedule", "onecycle"]
+    tiny(tmp_path / "run", *options)
+    best = torch.load(tmp_path / "run" / "best.pt", weights_only=True)
+    (tmp_path / "run" / "best.pt").unlink()
+    tiny(tmp_path / "run", *options, "--resume")
+    assert_same(torch.load(tmp_path / "run" / "best.pt", weights_only=True), best)
+
+
+def test_resume_where_there_is_nothing_starts_anew_and_a_moved_run_goes_on(tmp_path):
+    """One command, always the same, for a job that may be killed at any time."""
+    options = [*words("--ple none --epochs 1"), "--resume"]
+    first = tiny(tmp_path / "run", *options)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    assert_same(first, tiny(tmp_path / "moved", *options, "--workers", "1"))
+
+
+def test_same_seed_same_result_for_any_number_of_workers(tmp_path):
+    first = tiny(tmp_path / "a", "--epochs", "1")["model"]
+    again = tiny(tmp_path / "b", "--epochs", "1", "--workers", "2")["model"]
+    assert_same(first, again)
+    other = tiny(tmp_path / "c", "--epochs", "1", "--seed", "1")["model"]
+    assert not torch.equal(first["fpn.smooth.0.weight"], other["fpn.smooth.0.weight"])
+
+
+def test_sigkill_at_random_moments_then_resume_ends_at_the_same_weights(tmp_path):
+    arguments = [*TINY, *words("--epochs 6 --ple S --freeze 3 --workers 2 --resume")]
+    started = time.time()
+    children_train(1, [*arguments, "--out", str(tmp_path / "whole")])
+    longest, rng, kills = 0.7 * (time.time() - started), np.random.default_rng(0), 0
+    cut = [*arguments, "--out", str(tmp_path / "cut")]
+    while kills < 3:
+        child = CHILDREN.Process(target=run_training, args=(cut,))
+        child.start()
+        child.join(rng.uniform(0.05, longest))
+        if not child.is_alive():  # finished before the kill: the next one begins anew
+            assert child.exitcode == 0
+            (tmp_path / "cut").rename(tmp_path / f"finished-{kills}-{child.pid}")
+            continue
+        child.kill()
+        child.join()
+        kills += 1
+    children_train(1, cut)
+    for file in ("last.pt", "best.pt"):
+        files = tmp_path / "whole" / file, tmp_path / "cut" / file
+        assert_same(*(torch.load(each, weights_only=True) for each in files))
+
+
+def save_for_ever(file):
+    number = 0
+    while True:
+        number += 1
+        train.save(file, {"number": number, "weights": torch.full((2_000_000,), number)})
+
+
+def test_sigkill_while_saving_leaves_a_whole_checkpoint(tmp_path):
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        child = CHILDREN.Process(target=save_for_ever, args=(tmp_path / "last.pt",))
+        child.start()
+        while not (tmp_path / "last.pt").exists():
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.3))
+        child.kill()
+        child.join()
+        value = torch.load(tmp_path / "last.pt", weights_only=True)
+        assert (value["weights"] == value["number"]).all()
+
+
+def test_ctrl_c_with_three_workers_is_one_line(tmp_path):
+    """To the whole process group, as a terminal sends it."""
+    options = [*words("--epochs 50 --ple R --workers 3"), "--out", str(tmp_path / "run")]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *TINY, *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while not process.stdout.readline().startswith("epoch 1:"):
+        assert process.poll() is None, process.stderr.read()
+    time.sleep(0.3)  # with the workers of the second epoch at work
+    os.killpg(process.pid, signal.SIGINT)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert error == "train.py: interrupted\n"
+    assert read_checkpoint(tmp_path / "run" / "last.pt")["epoch"] >= 1
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path):
+    out = tmp_path / "run"
+    state = tiny(out, *words("--ple R --epochs 2 --schedule plateau"))
+    state["config"]["epochs"] = 3  # as if meant to go on; the plateau does not depend on it
+    torch.save(state, out / "last.pt")
+    before = {file.name: file.read_bytes() for file in out.glob("*.pt")}
+    limit = len(before["last.pt"]) // 4  # no file may grow beyond, as on a disk that is full
+    options = [*words("--ple R --schedule plateau --resume"), "--out", str(out)]
+    line = [sys.executable, str(ROOT / "train.py"), *TINY, *options]
+    full = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (limit, limit))
+    done = subprocess.run(line, capture_output=True, text=True, preexec_fn=full)
+    assert done.returncode != 0
+    assert {file.name: file.read_bytes() for file in out.glob("*.pt")} == before
+
+
+# ---- Several processes
+
+
+def test_two_processes_learn_what_one_does(tmp_path):
+    """With batch norm's statistics frozen: the same gradients, and so (roundings grow) the same
+    training."""
+    for count in (1, 2):
+        options = [*TINY, *words("--ple S --freeze 2"), "--out", str(tmp_path / str(count))]
+        children_train(count, options, comparable=True)
+    one, two = (log_rows(tmp_path / str(count)) for count in (1, 2))
+    for a, b in zip(one, two, strict=True):
+        for key in a:
+            if key.startswith("scale"):
+                assert a[key] == b[key]
+            elif key in ("loss", "lr"):
+                assert float(a[key]) == pytest.approx(float(b[key]), rel=1e-3), key
+            elif key not in ("epoch", "seconds") and a[key]:
+                # shares: a logit near 0 may fall to either side
+                assert float(a[key]) == pytest.approx(float(b[key]), abs=1), key
+    one, two = (torch.load(tmp_path / f"{n}/last.pt", weights_only=True) for n in (1, 2))
+    for name, value in one["model"].items():
+        if isinstance(value, torch.Tensor) and value.is_floating_point():
+            assert_close(two["model"][name], value, atol=1e-3, rtol=1e-2)
+    files = "1-gradients-0.pt", "2-gradients-0.pt", "2-gradients-1.pt"
+    alone, *shared = (torch.load(tmp_path / file) for file in files)
+    for gradients in shared:
+        for mine, theirs in zip(alone, gradients, strict=True):
+            assert_close(theirs, mine, atol=1e-4 * mine.abs().max().item(), rtol=1e-4)
+
+
+def test_torchrun(tmp_path):
+    launch = [sys.executable, *words("-m torch.distributed.run --nproc-per-node 2 --standalone")]
+    options = [*TINY, *words("--epochs 2 --freeze 1 --ple S"), "--out", str(tmp_path / "run")]
+    line = [*launch, str(ROOT / "train.py"), *options]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert "cpu x 2" in done.stdout
+    assert done.stdout.count("epoch 1:") == 1  # one reporter
+    epoch = read_checkpoint(tmp_path / "run" / "best.pt")["epoch"]
+    logged = float(log_rows(tmp_path / "run")[epoch - 1]["val_mA"])
+    # 24 images over two processes, none twice
+    options = "--split", "val", "--images", "24"
+    assert f"mA {logged:.2f}" in succeed("evaluate.py", tmp_path / "run/best.pt", *options)
