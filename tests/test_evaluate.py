@@ -1,27 +1,18 @@
-"""The five metrics against counting, and checkpoints that cannot be used."""
+"""The five metrics against counting; the command, its files and bad input."""
 
 import json
 import math
-import re
-from functools import partial
+import os
+import pickle
 
-import benchmark
+import numpy as np
 import pytest
 import torch
-from conftest import PA100K, words
-from test_data import table_of
+from conftest import ATTRIBUTES, PA100K, command, refuse, succeed
 
-from evaluate import (
-    FORMAT,
-    METRICS,
-    compare,
-    group_means,
-    load_model,
-    main,
-    metrics,
-    report,
-)
-from sspnet import build_model
+import data
+from data import Split, synthetic
+from evaluate import group_means, metrics, report
 
 
 def reference_metrics(predicted, labels):
@@ -81,124 +72,14 @@ def test_undefined_attributes_are_left_out_and_counted():
     assert result["undefined"] == 2
     assert [math.isnan(mA) for mA in result["label_mA"]] == [False, True, False, True]
     assert result["mA"] == pytest.approx(100 * reference_metrics(logits > 0, labels)["mA"])
-    text = "\n".join(report(table_of(labels.numpy()), logits, labels)[1])
-    assert text.count("undefined") == 3 and "2 attributes have no positives or no negatives" in text
+    known = ATTRIBUTES[:4], PA100K[:4], ["x"] * 20, ["x"] * 20
+    text = "\n".join(report(Split("t", *known, labels.numpy()), logits, labels)[1])
+    assert text.count("nan") == 3
+    assert "2 attributes have no positives or no negatives" in text
 
 
 def test_a_logit_of_zero_is_a_negative():
     assert metrics(torch.zeros(2, 1), torch.tensor([[1.0], [0.0]]))["mA"] == 50
-
-
-def count(counted, layer, _, out):
-    counted.append(out.numel() * layer.weight[0].numel())
-
-
-def test_tab03_profile_counts_multiply_adds():
-    """Against a count by hooks on every layer: each output number of a layer costs the numbers it
-    is made from."""
-    models = {("none", "resnet18"): (1, 2, 3), ("R", "resnet18"): (1, 2, 3)}
-    rows = benchmark.profile("cpu", models, batches=(1, 2), size=(64, 32), rounds=1)
-    for row in rows:
-        config = {**CONFIG, "ple": row["ple"], "groups": PA100K, "channels": 256}
-        model, counted = build_model(config).eval(), []
-        if row["ple"] == "R":
-            model.afss.scales = [benchmark.PAPER_SCALES[group] for group in config["groups"]]
-        for layer in model.modules():
-            if isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear)):
-                layer.register_forward_hook(partial(count, counted))
-        for H, W in ((64, 32), (256, 128)):
-            counted.clear()
-            with torch.inference_mode():
-                model(torch.zeros(1, 3, H, W))
-            assert row[f"gflops_{H}x{W}"] == pytest.approx(sum(counted) / 1e9, rel=1e-6)
-        assert row["params"] * 1e6 == pytest.approx(sum(p.numel() for p in model.parameters()))
-        assert row["images_per_second_2"] > 0
-    lines = benchmark.profile_lines(rows)
-    assert len(lines) == 3 and lines[1].startswith("baseline resnet18")
-
-
-def write_result(file, ple, seed, values, **config):
-    """A result of evaluate.py, or where the values are pairs of IoU and PCC, of localize.py."""
-    rows = []
-    for attribute, value in values.items():
-        pair = isinstance(value, tuple)
-        measures = {"IoU": value[0], "PCC": value[1]} if pair else {"mA": value}
-        rows.append({"attribute": attribute, **measures})
-    totals = {"average": {"IoU": 0.25, "PCC": None}} if pair else {}
-    totals.update({} if pair else dict.fromkeys(METRICS, 70.0 + seed))
-    config = {"ple": ple, "seed": seed, "keypoints": None, **config}
-    file.write_text(json.dumps({"config": config, "split": "test", "attributes": rows, **totals}))
-    return file
-
-
-def test_compare_gives_means_spreads_and_differences(tmp_path, capsys, monkeypatch):
-    files = [
-        write_result(tmp_path / "a.json", "none", 0, {"Hat": 60.0, "Boots": 50.0}),
-        write_result(tmp_path / "b.json", "none", 1, {"Hat": 64.0, "Boots": None}),
-    ]
-    values = {"Boots": 53.5, "Hat": 61.0, "Wig": 1.0}
-    files.append(write_result(tmp_path / "c.json", "S", 0, values, freeze=3))
-    monkeypatch.setattr("sys.argv", ["evaluate.py", "--compare", *map(str, files)])
-    main()
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert lines[0] == ["baseline", "SSPNet-S", "freeze", "3"]
-    assert lines[1] == words("Hat mA 62.00±2.83 61.00 (-1.00)")
-    assert lines[2] == words("Boots mA 50.00 53.50 (+3.50)")
-    assert lines[3] == words("average mA 70.50±0.71 70.00 (-0.50)")
-    assert len(lines) == 9 and lines[-1] == ["runs", "2", "1"]
-
-
-def test_compare_localization_results_and_name_bad_ones(tmp_path):
-    file = write_result(tmp_path / "a.json", "K", 0, {"Hat": (0.1, 0.5)})
-    lines = [line.split() for line in compare([file])]
-    assert lines == [
-        ["SSPNet-K"],
-        ["Hat", "IoU", "0.100"],
-        ["Hat", "PCC", "0.500"],
-        ["average", "IoU", "0.250"],
-        ["average", "PCC", "nan"],
-        ["runs", "1"],
-    ]
-    (tmp_path / "b.json").write_text('{"config": 1}')
-    (tmp_path / "c.json").write_text("not JSON")
-    (tmp_path / "d.json").write_text(file.read_text().replace('"ple"', '"pole"'))
-    for bad in ("b.json", "c.json", "d.json"):
-        with pytest.raises(ValueError, match=f"{bad}: not a result of evaluate.py or localize.py"):
-            compare([file, tmp_path / bad])
-    with pytest.raises(FileNotFoundError, match="nowhere.json: no such file"):
-        compare([tmp_path / "nowhere.json"])
-
-
-def test_compare_prints_the_groups_of_tab_1(tmp_path):
-    for file, head in (("a.json", 80.0), ("b.json", 81.5)):
-        write_result(tmp_path / file, "R", 0, {"Hat": 60.0}, afss=file[0])
-        result = json.loads((tmp_path / file).read_text())
-        (tmp_path / file).write_text(json.dumps({**result, "groups": {"head": head}}))
-    lines = [line.split() for line in compare([tmp_path / "a.json", tmp_path / "b.json"])]
-    assert lines[0] == ["afss", "a", "afss", "b"]
-    assert words("group head mA 80.00 81.50 (+1.50)") in lines
-
-
-def test_compare_tells_tab_2s_rows_apart(tmp_path):
-    rows = [
-        ("none", {}),
-        ("S", {"afss": "P3"}),
-        ("S", {"offsets": False, "prior": False}),
-        ("S", {"prior": False}),
-        ("S", {}),
-    ]
-    files = []
-    for i, (ple, rest) in enumerate(rows):
-        config = {"afss": "group", "offsets": True, "prior": True, **rest}
-        files.append(write_result(tmp_path / f"{i}.json", ple, 0, {"Hat": 60.0}, **config))
-    heads = re.split("  +", compare(files)[0].strip())
-    assert heads == [
-        "baseline",
-        "SSPNet-S afss P3",
-        "SSPNet-S afss group no offsets no prior",
-        "SSPNet-S afss group no prior",
-        "SSPNet-S afss group",
-    ]
 
 
 def test_group_means_skip_undefined_attributes():
@@ -206,53 +87,91 @@ def test_group_means_skip_undefined_attributes():
     assert means == {"head": 1.0, "all": 4.0}
 
 
-CONFIG = {
-    "ple": "none",
-    "dataset": "synthetic",
-    "backbone": "resnet18",
-    "afss": "group",
-    "M": 3,
-    "ratio": 0.75,
-    "offsets": True,
-    "prior": True,
-    "channels": 8,
-    "size": [64, 48],
-    "attributes": ["Hat"],
-    "groups": ["head"],
-}
+# ---- The command
 
 
-def checkpoint_of(config):
-    return {"format": FORMAT, "config": config, "ema": {}}
+@pytest.mark.parametrize("ple", ["S", "K", "R", "none"])
+def test_evaluate_end_to_end(trained, tmp_path, ple):
+    printed = succeed("evaluate.py", trained[ple], "--images", "12", "--json", tmp_path / "e.json")
+    result = json.loads((tmp_path / "e.json").read_text())
+    assert result["images"] == 12
+    assert len(result["attributes"]) == 26
+    assert set(result["groups"]) == {"head", "torso", "bottom", "all"}
+    assert f"mA {result['mA']:.2f}" in printed
+    assert all((row["scale"] is None) == (ple == "none") for row in result["attributes"])
+    assert result["torch"] == str(torch.__version__)
+    assert "evaluate.py" in result["command"]
 
 
-class Malicious:
-    def __reduce__(self):
-        return (print, ("executed",))
+def test_predictions_suffice_for_any_other_measure(trained, tmp_path):
+    files = "--json", tmp_path / "e.json", "--predictions", tmp_path / "p.npz"
+    succeed("evaluate.py", trained["S"], "--images", "30", *files)
+    result = json.loads((tmp_path / "e.json").read_text())
+    with np.load(tmp_path / "p.npz") as archive:
+        assert archive["names"].tolist() == synthetic("test", images=30).names
+        assert archive["groups"].tolist() == PA100K
+        true, predicted = archive["labels"] == 1, archive["probabilities"] > 0.5
+        for j, row in enumerate(result["attributes"]):
+            assert row["attribute"] == archive["attributes"][j]
+            shares = ("TP/P", predicted & true, true), ("TN/N", ~predicted & ~true, ~true)
+            for key, hits, of in shares:  # null: undefined
+                share = 100 * hits[:, j].sum() / of[:, j].sum() if of[:, j].any() else None
+                assert row[key] == (None if share is None else pytest.approx(share, abs=1e-4))
+
+
+@pytest.mark.parametrize("name", ["evaluate.py", "localize.py"])
+def test_results_are_written_before_they_are_printed(trained, tmp_path, monkeypatch, name):
+    """A closed standard output loses what is printed alone."""
+    monkeypatch.setattr("builtins.print", lambda *a, **k: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        command(name, trained["R"], "--images", "8", "--json", tmp_path / "r.json")
+    assert json.loads((tmp_path / "r.json").read_text())["config"]["ple"] == "R"
+
+
+def test_results_go_through_links_and_devices(trained, tmp_path):
+    (tmp_path / "link.json").symlink_to(tmp_path / "real.json")
+    for file in (tmp_path / "link.json", "/dev/null"):
+        succeed("evaluate.py", trained["R"], "--images", "8", "--json", file)
+    assert (tmp_path / "link.json").is_symlink()
+    assert (tmp_path / "real.json").exists()
+
+
+def test_json_has_null_for_what_is_undefined(tmp_path):
+    data.write_json(tmp_path / "r.json", {"name": "caf\udce9.jpg", "value": float("nan")})
+    assert json.loads((tmp_path / "r.json").read_text()) == {"name": "caf\udce9.jpg", "value": None}
 
 
 @pytest.mark.parametrize(
-    "content, message",
+    "options, named",
     [
-        (None, "no such checkpoint"),
-        (b"not a checkpoint", "not a readable checkpoint"),
-        ({"weights": 1}, "not a checkpoint of train.py"),
-        ({"config": {"ple": "S"}, "ema": {}}, "another version of this code"),
-        ({"config": Malicious(), "ema": {}}, "not a readable checkpoint"),
-        (checkpoint_of({"ple": "S"}), "its config has no 'dataset'"),
-        (checkpoint_of(CONFIG), "Missing key"),
-        (checkpoint_of({**CONFIG, "size": [10**6, 10**6]}), "expected 1 to 4096"),
-        (checkpoint_of({**CONFIG, "afss": 3}), "its config has no 'afss'"),
-        (checkpoint_of([]), "its config has no 'ple'"),
+        (["nowhere.pt"], "nowhere.pt"),
+        (["S", "--domain", "2"], "--domain"),
+        (["S", "--dataset", "pa100k", "--data", "nowhere"], "nowhere"),
+        (["S", "--device", "cuda:99"], "--device"),
+        (["S", "--dataset", "synthetic", "--data", "x"], "--data"),
     ],
 )
-def test_unusable_checkpoints_are_named_and_nothing_is_executed(tmp_path, capsys, content, message):
-    file = tmp_path / "c.pt"
-    if isinstance(content, bytes):
-        file.write_bytes(content)
-    elif content is not None:
-        torch.save(content, file)
-    with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
-        load_model(file)
-    assert str(file) in str(error.value) and "\n" not in str(error.value)
-    assert "executed" not in capsys.readouterr().out
+def test_bad_input_is_one_line_and_exit_status_2(trained, options, named):
+    assert named in refuse("evaluate.py", trained.get(options[0], options[0]), *options[1:])
+
+
+def test_a_checkpoint_that_differs_or_holds_code_is_named_and_nothing_runs(trained, tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path}/marker",)
+
+    good = torch.load(trained["S"], weights_only=True)
+    reshaped = {**good["ema"], "heads.head.weight": torch.zeros(3, 3)}
+    contents = [
+        {"config": {}, "ema": Evil()},
+        {"weights": 1},
+        {**good, "config": {**good["config"], "ple": "Q"}},
+        {**good, "ema": reshaped},
+        {**good, "ema": {**good["ema"], "afss._extra_state": [7] * 26}},
+    ]
+    for content in contents:
+        torch.save(content, tmp_path / "bad.pt")
+        assert "bad.pt" in refuse("evaluate.py", tmp_path / "bad.pt")
+    (tmp_path / "bad.pt").write_bytes(pickle.dumps(Evil()))
+    assert "bad.pt" in refuse("evaluate.py", tmp_path / "bad.pt")
+    assert not (tmp_path / "marker").exists()

@@ -1,12 +1,15 @@
-"""Boxes of a split, panels, and the choice of attributes."""
+"""Boxes of a split, panels, the command and bad input."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import random_model
+from conftest import TINY, random_model, refuse, succeed, words, write_keypoints
+from PIL import Image
 
+import localize
 from data import Pedestrians, Split, loader, synthetic
 from localize import (
     TILE,
@@ -17,7 +20,6 @@ from localize import (
     heatmap_to_box,
     make_record,
     panel,
-    panel_files,
     response_maps,
     tile_size,
     to_image,
@@ -46,12 +48,6 @@ def test_chosen_attributes():
         chosen_attributes(["Wig"], ["Hat", "boots"])
 
 
-def test_panel_files_are_unique():
-    files = panel_files(["x.jpg", "x.bmp", "1-x.jpg", "a/x.png"])
-    assert len(set(files)) == 4
-    assert files[0] == "x.png"
-
-
 def test_tiles_of_odd_images_are_bounded():
     for size in ((5000, 2), (2, 5000), (9000, 9000)):
         height, width = tile_size(size)
@@ -64,7 +60,7 @@ def test_a_record_has_the_boxes_of_the_outputs_that_stand_for_its_attribute():
     model = random_model("R").eval()
     for head in model.heads.values():
         torch.nn.init.normal_(head.weight, std=0.3)
-    drawn = synthetic("train", count=6, size=(96, 72))
+    drawn = synthetic("train", images=6, size=(96, 72))
     attributes, groups = ["one", "two"], ["torso", "head"]
     labels, boxes = drawn.labels[:, :2], np.full((6, 2, 4), np.nan, np.float32)
     boxes[2, 1] = 5, 10, 30, 40
@@ -103,3 +99,107 @@ def test_a_large_images_box_is_in_its_own_pixels():
     record = make_record(heat, (2048, 1024), [100, 200, 160, 400], [0.5])
     assert record["boxes"] == [[100, 200, 160, 400]]
     assert record["IoU"] == [1.0]
+
+
+# ---- The command
+
+
+@pytest.mark.parametrize("ple", ["S", "K", "R", "none"])
+def test_localize_end_to_end(trained, tmp_path, ple):
+    options = ["--panels", "3", "--out", tmp_path / "p", "--json", tmp_path / "l.json"]
+    options += ["--cam", "grad-cam" if ple == "R" else "grad-cam-p"]
+    succeed("localize.py", trained[ple], "--images", "12", *options)
+    scores = json.loads((tmp_path / "l.json").read_text())
+    boxed = np.isfinite(synthetic("test", images=12).boxes[:, :, 0])
+    assert sum(row["boxes"] for row in scores["attributes"]) == boxed.sum()
+    assert all(0 <= row["IoU"] <= 1 for row in scores["attributes"])
+    assert len(list((tmp_path / "p").glob("*.png"))) == 3
+
+
+def test_several_thresholds_share_one_pass_and_boxes_are_numbers(trained, tmp_path):
+    results = []
+    for thresholds in (["0.2", "0.5"], ["0.5"]):
+        options = ["--images", "12", "--panels", "0", "--threshold", *thresholds]
+        succeed("localize.py", trained["R"], *options, "--json", tmp_path / "l.json")
+        results.append(json.loads((tmp_path / "l.json").read_text()))
+    both, one = results
+    assert both["IoU_by_threshold"][1] == pytest.approx(one["average"]["IoU"])
+    split = synthetic("test", images=12, size=(64, 48))
+    for first, second in zip(both["records"], one["records"], strict=True):
+        assert first["boxes"][1] == second["boxes"][0]
+        i, k = split.names.index(first["image"]), split.attributes.index(first["attribute"])
+        if first["true_box"]:
+            assert first["true_box"] == split.boxes[i, k].tolist()
+            iou = box_iou(first["boxes"][0], first["true_box"])
+            assert first["IoU"][0] == pytest.approx(iou)
+    for row in one["attributes"]:
+        found = [r for r in one["records"] if r["attribute"] == row["attribute"] and "IoU" in r]
+        assert row["IoU"] == pytest.approx(np.mean([r["IoU"][0] for r in found]))
+    mean = np.mean([row["IoU"] for row in one["attributes"]])  # over attributes, as in Tab. 10
+    assert one["average"]["IoU"] == pytest.approx(mean)
+
+
+def test_fig07_models_side_by_side(trained, tmp_path):
+    models = [trained[ple] for ple in ("none", "R", "K", "S")]
+    options = ["--images", "60", "--attributes", "Hat", "--panels", "2", "--out", tmp_path / "p"]
+    succeed("localize.py", *models, *options, "--json", tmp_path / "l.json")
+    split = synthetic("test", images=60, size=(64, 48))
+    hats = np.flatnonzero(np.isfinite(split.boxes[:, split.attributes.index("Hat"), 0]))
+    files = sorted((tmp_path / "p").iterdir())
+    assert [split.names[i] in file.stem for i, file in zip(hats, files, strict=False)] == [True] * 2
+    with Image.open(files[0]) as image:  # the image and a tile per model
+        assert image.width == 5 * (TILE + 4) - 4
+    results = json.loads((tmp_path / "l.json").read_text())
+    assert [result["config"]["ple"] for result in results] == ["none", "R", "K", "S"]
+
+
+def test_models_that_see_other_images_are_not_set_side_by_side(trained, tmp_path, monkeypatch):
+    succeed("train.py", *TINY, *words("--epochs 1 --size 32 24 --ple R"), "--out", tmp_path / "r")
+    monkeypatch.setattr(localize, "find_boxes", lambda *_: 1 / 0)  # before any work
+    assert "r/best.pt" in refuse("localize.py", trained["S"], tmp_path / "r/best.pt")
+
+
+def write_photos(folder):
+    folder.mkdir()
+    for i, pixels in enumerate(synthetic("val", images=2).images):
+        Image.fromarray(pixels).resize((50 + i, 90)).save(folder / f"{i}.png")
+    (folder / "._0.png").write_bytes(b"a Mac was here")
+
+
+def test_photos_and_folders_of_them(trained, tmp_path):
+    """With the photos' own folder for the panels: no photo is overwritten."""
+    write_photos(tmp_path / "q")
+    before = {file: file.read_bytes() for file in (tmp_path / "q").iterdir()}
+    options = [tmp_path / "q", tmp_path / "q/0.png", "--attributes", "Hat", "boots"]
+    lines = succeed("localize.py", trained["S"], *options, "--out", tmp_path / "q").splitlines()
+    assert len(lines) == 4
+    assert all("Hat 0." in line and "boots 0." in line for line in lines[:3])
+    assert {file: file.read_bytes() for file in before} == before
+    assert len(list((tmp_path / "q").glob("panel-*.png"))) == 3
+    files = [tmp_path / "q/1.png", tmp_path / "q/0.png"]
+    assert len(succeed("localize.py", "--panels", "0", trained["S"], *files).splitlines()) == 2
+
+
+def test_ple_k_on_ones_own_photos(trained, tmp_path):
+    write_photos(tmp_path / "q")
+    write_keypoints(tmp_path / "k.npz", ["0.png", "1.png"])
+    assert "--keypoints" in refuse("localize.py", trained["K"], tmp_path / "q")
+    options = ["--keypoints", tmp_path / "k.npz", "--attributes", "Hat", "--out", tmp_path / "p"]
+    succeed("localize.py", trained["K"], tmp_path / "q", *options, "--json", tmp_path / "l.json")
+    records = json.loads((tmp_path / "l.json").read_text())["records"]
+    assert [record["image"] for record in records] == ["0.png", "1.png"]
+    assert all(record["true_box"] is None and "IoU" not in record for record in records)
+
+
+@pytest.mark.parametrize(
+    "options, named",
+    [
+        (["nowhere.pt"], "nowhere.pt"),
+        (["photo.jpg"], "photo.jpg"),
+        (["S", "nowhere.jpg"], "nowhere.jpg"),
+        (["S", "--attributes", "Wig"], "Wig"),
+        (["S", "--threshold", "0"], "--threshold"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_status_2(trained, options, named):
+    assert named in refuse("localize.py", trained.get(options[0], options[0]), *options[1:])

@@ -160,7 +160,7 @@ def test_log_has_a_row_per_epoch_with_metrics_and_choices(tmp_path):
             assert chosen == {g: rows[1][f"scale_{g}"] for g in chosen}
     scales = state["model"]["afss._extra_state"]
     assert scales == state["ema"]["afss._extra_state"]
-    assert rows[-1]["scale_head"] == f"P{scales[data.PA100K_GROUPS and 7] + 1}"  # Hat is the 8th
+    assert rows[-1]["scale_head"] == f"P{scales[7] + 1}"  # Hat is the 8th
 
 
 def test_best_is_the_epoch_with_the_highest_validation_mA(tmp_path):
@@ -324,7 +324,7 @@ def test_what_is_not_finite_ends_the_run_before_anything_is_saved(tmp_path, monk
         loss = real(epoch, state, *arguments)
         epochs.append(epoch)
         if len(epochs) == 2 and what == "weights":
-            next(state["ema"].parameters()).data.view(-1)[0] = math.nan
+            next(state["ema"].parameters()).data.fill_(math.nan)
         return math.nan if len(epochs) == 2 and what == "loss" else loss
 
     monkeypatch.setattr(train, "train_one_epoch", spoilt)
