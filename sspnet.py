@@ -164,10 +164,10 @@ def mean_accuracy(counts):
 class AFSS(nn.Module):
     """Eq. 4: picks, for each group of attributes, the scale on which mA is highest.
 
-    `update` counts every training batch on all scales; `select` picks at the end of an epoch.
-    Both do nothing where the choice is fixed or, by `selecting = False`, frozen.
-    The choice, `scales[j]` = 0, 1 or 2 for attribute j, is plain Python. mode: "group",
-    "attribute" (one choice per attribute, AFSS* of Tab. 1), or "P1", "P2" or "P3" (fixed).
+    `update` counts every training batch on all scales; `select` picks at the end of an epoch; both
+    do nothing once the choice is frozen (`selecting = False`) or where it is fixed. The choice for
+    attribute j is `scales[j]`, 0, 1 or 2. mode: "group", "attribute" (one choice for each, AFSS* of
+    Tab. 1), or "P1", "P2" or "P3" (fixed).
     """
 
     def __init__(self, attribute_groups, mode="group"):
@@ -300,9 +300,8 @@ class PLE_K(nn.Module):
 
     def forward(self, x, groups, keypoints):
         """x (B, C, H, W), keypoints (B, 16, 2) in pixels of x -> for each group (B, C, n)."""
-        shape = None if keypoints is None else tuple(keypoints.shape)
-        if shape != (len(x), 16, 2):
-            raise ValueError(f"PLE-K: keypoints {shape}, expected (B, 16, 2), in MPII's order")
+        if keypoints is None or keypoints.shape != (x.shape[0], 16, 2):
+            raise ValueError("PLE-K: expected keypoints (B, 16, 2), in MPII's order")
         members = [KEYPOINT_GROUPS[group if self.prior else "all"] for group in groups]
         points = torch.stack([keypoints[:, n] for n in sum(members, [])], 1)
         features = self.sample(x, points).split([len(group) for group in members], 1)

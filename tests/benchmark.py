@@ -14,31 +14,23 @@ import json
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from data import (  # noqa: E402
     PA100K_GROUPS,
-    Split,
-    keep_freed_memory,
-    loader,
-    set_up_device,
-    show_progress,
-    synthetic,
+    progress,
+    use_device,
     write_json,
 )
-from evaluate import metrics, model_name  # noqa: E402
+from evaluate import model_name  # noqa: E402
 from localize import response_maps  # noqa: E402
 from sspnet import (  # noqa: E402
     KEYPOINT_GROUPS,
@@ -144,17 +136,6 @@ def stepper(model, B, device, amp=False, groups=GROUPS_OF, **size):
     return step
 
 
-class Launches(TorchDispatchMode):
-    """Counts the operations that start a kernel; views and bare allocations start none."""
-
-    count = 0
-
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        name = operation.name()
-        self.count += not (operation.is_view or "empty" in name or "detach" in name)
-        return operation(*args, **(kwargs or {}))
-
-
 # ---- The plain references
 
 
@@ -213,86 +194,45 @@ def cam_per_attribute(model, images, attributes):
     return out
 
 
-def numpy_metrics(scores, labels):
-    """The five metrics in plain numpy."""
-    predicted, true = scores > 0, labels > 0.5
-    tp, tn = (predicted & true).sum(0), (~predicted & ~true).sum(0)
-    mA = ((tp / true.sum(0) + tn / (~true).sum(0)) / 2).mean()
-    both, either = (predicted & true).sum(1), (predicted | true).sum(1)
-    accu = (both / np.maximum(either, 1)).mean()
-    prec = (both / np.maximum(predicted.sum(1), 1)).mean()
-    rec = (both / np.maximum(true.sum(1), 1)).mean()
-    return [100 * value for value in (mA, accu, prec, rec, 2 * prec * rec / (prec + rec))]
-
-
 # ---- The rows: each yields (title, name of the reference, result)
 
 
 def row_inference(args):
-    """Images/s as a share of the baseline's; on a CPU also with freed memory kept, as in the
-    commands."""
+    """Images/s as a share of the baseline's."""
     images, _, keypoints = batch(args.batch, args.device)
     models = {ple: build(ple, args.device).eval() for ple in PLES}
-    if args.compile:
-        for ple in ("none", "S"):
-            models[f"{ple} compiled"] = torch.compile(build(ple, args.device).eval())
 
     @torch.inference_mode()
     def run(model):
         with torch.autocast(args.device.split(":")[0], torch.bfloat16, enabled=args.amp):
             model(images, keypoints)
 
-    for memory in ("", ", freed memory kept") if args.device == "cpu" else ("",):
-        if memory:
-            keep_freed_memory()
-        candidates = {name: partial(run, model) for name, model in models.items()}
-        times = race(candidates, args.rounds + 2, args.device)
-        for name in times:
-            rate = args.batch / statistics.median(times[name])
-            result = {**ratio(times, "none", name), "images_per_second": rate}
-            yield f"inference{memory}, {name}", "baseline", result
+    candidates = {name: partial(run, model) for name, model in models.items()}
+    times = race(candidates, args.rounds + 2, args.device)
+    for name in times:
+        rate = args.batch / statistics.median(times[name])
+        result = {**ratio(times, "none", name), "images_per_second": rate}
+        yield f"inference, {name}", "baseline", result
 
 
 def row_training(args):
-    """A training step as a share of the baseline's; AFSS selecting (live) and frozen."""
-    for state in ("frozen", "live"):
+    """A training step as a share of the baseline's; AFSS selecting (selecting) and frozen."""
+    for state in ("frozen", "selecting"):
         steps = {}
         for ple in PLES:
-            model = build(ple, args.device, state == "live")
+            model = build(ple, args.device, state == "selecting")
             steps[ple] = stepper(model, args.batch, args.device, args.amp)
         times = race(steps, args.rounds + 2, args.device)
         for name in times:
             rate = args.batch / statistics.median(times[name])
             result = {**ratio(times, "none", name), "images_per_second": rate}
             yield f"training step, {state}, {name}", "baseline", result
-    # AFSS's own part of the live step: the counts of a batch.
+    # AFSS's own part of the selecting step: the counts of a batch.
     afss, labels = build("S", args.device, True).afss, batch(args.batch, args.device)[1]
     logits = torch.randn(3, args.batch, 26, device=args.device)
     counts = race({"update": partial(afss.update, logits, labels)}, 100, args.device)
     share = statistics.median(counts["update"]) / statistics.median(times["S"])
-    yield "AFSS's counts, share of a live step", "live step", {"share": share}
-
-
-def row_launches(args):
-    """Kernels that a step starts, beside the baseline's: what limits small batches on a GPU.
-
-    Forward, loss, backward and AFSS's counts. Not the optimizer, which is a few kernels there.
-    """
-    images, labels, keypoints = batch(4, args.device, 128, 96)
-    loss_of = HierarchicalLoss(GROUPS_OF, torch.full((26,), 0.3)).to(args.device)
-    counts = {}
-    for state in ("live", "frozen", "inference"):
-        for ple in PLES:
-            model = build(ple, args.device, state == "live").train(state != "inference")
-            with Launches() as launches, torch.set_grad_enabled(state != "inference"):
-                logits = model(images, keypoints)
-                if state != "inference":
-                    loss_of(logits, labels).backward()
-                if state == "live" and ple != "none":
-                    model.afss.update(logits.detach(), labels)
-            counts[ple] = launches.count
-            result = {"launches": launches.count, "ratio": launches.count / counts["none"]}
-            yield f"kernel launches, {state}, {ple}", "baseline", result
+    yield "AFSS's counts, share of a selecting step", "selecting step", {"share": share}
 
 
 def row_ple(args):
@@ -351,66 +291,6 @@ def row_cam(args):
     yield f"Grad-CAM-P, {len(attributes)} attributes, 16 images", "a pass per attribute", result
 
 
-def row_metrics(args):
-    """The five metrics."""
-    rng = np.random.default_rng(0)
-    scores = rng.normal(size=(90_000, 26)).astype(np.float32)
-    labels = (rng.random((90_000, 26)) < 0.2).astype(np.float32)
-    tensors = torch.from_numpy(scores), torch.from_numpy(labels)
-    candidates = {
-        "plain": partial(numpy_metrics, scores, labels),
-        "ours": partial(metrics, *tensors),
-    }
-    times = race(candidates, args.rounds, "cpu")
-    found = metrics(*tensors)
-    names = ("mA", "Accu", "Prec", "Rec", "F1")
-    pairs = zip(numpy_metrics(scores, labels), names, strict=True)
-    worst = max(abs(value - found[name]) for value, name in pairs)
-    result = {**ratio(times, "plain", "ours"), "largest_difference": worst}
-    yield "five metrics, 90,000 x 26", "numpy", result
-
-
-def row_input(args):
-    """Images from JPEG files, and the wait for them in training."""
-    with tempfile.TemporaryDirectory() as folder:
-        drawn = synthetic("train", count=(4 if args.quick else 16) * args.batch, size=(256, 128))
-        files = [Path(folder) / f"{name}.jpg" for name in drawn.names]
-        for file, pixels in zip(files, drawn.images, strict=True):
-            Image.fromarray(pixels).save(file, quality=90)
-        known = drawn.attributes, drawn.groups, drawn.names
-        split = Split("jpeg", *known, files, drawn.labels, drawn.keypoints)
-
-        def bare():
-            for file in files:
-                image = Image.open(file).convert("RGB")
-                np.asarray(image.resize((192, 256), Image.Resampling.BILINEAR))
-
-        def batches(workers):
-            size = (256, 192)
-            return loader(split, size, args.batch, True, workers=workers, device=args.device)
-
-        def run(workers):
-            for _ in batches(workers):
-                pass
-
-        candidates = {"bare": bare, **{str(n): partial(run, n) for n in (0, 1, 2)}}
-        times = race(candidates, max(1, args.rounds // 2), args.device)
-        for workers in "012":
-            rate = len(files) / statistics.median(times[workers])
-            result = {**ratio(times, "bare", workers), "images_per_second": rate}
-            yield f"input pipeline, {workers} workers", "bare decode and resize", result
-        step = stepper(build("S", args.device), args.batch, args.device, args.amp)
-        waited, started, ready = 0.0, now(args.device), iter(batches(2))
-        for _ in range(4 if args.device == "cpu" else 16):
-            before = now(args.device)
-            if next(ready, None) is None:
-                break
-            waited += now(args.device) - before
-            step()
-        share = waited / (now(args.device) - started)
-        yield "waiting for data, share of a training epoch, 2 workers", "epoch", {"share": share}
-
-
 def alone(args, *arguments):
     """Seconds and peak bytes of a training step and an inference, in a process of their own."""
     command = [sys.executable, __file__, "--device", args.device]
@@ -422,8 +302,8 @@ def alone(args, *arguments):
 
 
 def one(args):
-    """The process of `alone`: `--one PLE live|frozen BATCH H W M ATTRIBUTES`."""
-    ple, selecting = args.one[0], args.one[1] == "live"
+    """The process of `alone`: `--one PLE selecting|frozen BATCH H W M ATTRIBUTES`."""
+    ple, selecting = args.one[0], args.one[1] == "selecting"
     B, H, W, M, L = map(int, args.one[2:])
     groups = (GROUPS_OF * (L // 26 + 1))[:L]
     model = build(ple, args.device, selecting, groups, M)
@@ -444,7 +324,11 @@ def one(args):
 
 def row_memory(args):
     """Peak memory of a training step, each in a process of its own."""
-    cases = {"none": ("none", "frozen"), "S frozen": ("S", "frozen"), "S live": ("S", "live")}
+    cases = {
+        "none": ("none", "frozen"),
+        "S frozen": ("S", "frozen"),
+        "S selecting": ("S", "selecting"),
+    }
     found = {name: alone(args, *case, args.batch, 256, 192, 3, 26) for name, case in cases.items()}
     for name, result in found.items():
         if "failed" not in result:
@@ -452,34 +336,12 @@ def row_memory(args):
         yield f"peak memory of a training step, {name}", "baseline", result
 
 
-def row_growth(args):
-    """How a step's time and memory grow with batch, pixels, M and attributes.
-
-    The reference runs anew after each case, since the machine's speed changes.
-    """
-    reference = (4, 256, 192, 3, 26)
-    cases = [(B, 256, 192, 3, 26) for B in (1, 4, 16, 64)]
-    cases += [(4, H, W, 3, 26) for H, W in ((384, 288), (512, 384))]
-    cases += [(4, 256, 192, M, 26) for M in (1, 2, 8)]
-    cases += [(4, 256, 192, 3, L) for L in (100, 500)]
-    for B, H, W, M, L in cases[:4] if args.quick else cases:
-        result = alone(args, "S", "frozen", B, H, W, M, L)
-        beside = alone(args, "S", "frozen", *reference)
-        if "failed" not in {*result, *beside}:
-            result["ratio"] = beside["step_seconds"] / result["step_seconds"]
-        yield f"growth: batch {B}, {H}x{W}, M {M}, {L} attributes", "batch 4, 256x192", result
-
-
 ROWS = {
     "inference": row_inference,
     "training": row_training,
-    "launches": row_launches,
     "ple": row_ple,
     "cam": row_cam,
-    "metrics": row_metrics,
-    "input": row_input,
     "memory": row_memory,
-    "growth": row_growth,
 }
 
 
@@ -493,7 +355,6 @@ def text_of(title, result):
     if "low" in result:
         text += f" ({result['low']:.2f}-{result['high']:.2f})"
     formats = {
-        "launches": "{} launches",
         "images_per_second": "{:.1f} images/s",
         "largest_difference": "{:.1e} largest difference",
         "step_seconds": "{:.2f} s a step",
@@ -516,8 +377,8 @@ def profile(device, models=PAPER_EFFICIENCY, batches=(1, 32), size=(256, 192), r
     own counter, at `size` and at 256x128; images/s in inference by batch size, the median of
     `rounds`.
     """
-    rows, started = [], time.time()
-    for ple, backbone in models:
+    rows = []
+    for ple, backbone in progress(list(models), "model"):
         config = {"ple": ple, "groups": GROUPS_OF, "backbone": backbone, "afss": "group", "M": 3}
         config |= {"ratio": 0.75, "offsets": True, "prior": True, "channels": 256}
         model = build_model(config).to(device, memory_format=torch.channels_last).eval()
@@ -536,7 +397,6 @@ def profile(device, models=PAPER_EFFICIENCY, batches=(1, 32), size=(256, 192), r
                 times = race({"run": partial(model, images, keypoints)}, rounds, device)
                 row[f"images_per_second_{count}"] = count / statistics.median(times["run"])
         rows.append(row)
-        show_progress(f"{len(rows)}/{len(models)} models", len(rows), len(models), started)
     return rows
 
 
@@ -560,17 +420,15 @@ def main():
     add = parser.add_argument
     add("--device", default="cpu")
     add("--amp", action="store_true", help="bfloat16 autocast")
-    add("--compile", action="store_true", help="torch.compile's inference as well")
     add("--quick", action="store_true", help="batches of 8 instead of 32, four attributes")
     add("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     add("--profile", action="store_true", help="Tab. 3's efficiency columns instead")
     add("--json", help="write the result to this file as well")
     add("--one", nargs=7, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    args.device = set_up_device(args.device)
+    args.device = use_device(args.device)
     args.batch, args.rounds = 8 if args.quick else 32, 3
     if args.one:
-        keep_freed_memory()
         one(args)
         return
     where = f"CPU, {torch.get_num_threads()} threads"
@@ -578,18 +436,15 @@ def main():
         where = torch.cuda.get_device_name()
     precision = "bf16 autocast" if args.amp else "float32"
     print(f"{where}, torch {torch.__version__}, batch {args.batch}, {precision}")
-    rows, started = [], time.time()
+    rows = []
     if args.profile:
         rows = profile(args.device)
         print("\n".join(profile_lines(rows)))
         args.rows = []
-    for done, name in enumerate(sorted(args.rows, key=list(ROWS).index), 1):
-        if name != "inference":
-            keep_freed_memory()  # as the commands do
+    for name in progress(sorted(args.rows, key=list(ROWS).index), "row"):
         for title, reference, result in ROWS[name](args):
             rows.append({"row": title, "reference": reference, **result})
             print(text_of(title, result), flush=True)
-        show_progress(f"{done}/{len(args.rows)} rows", done, len(args.rows), started)
     if args.json:
         about = {"device": where, "torch": str(torch.__version__), "batch": args.batch}
         write_json(args.json, {**about, "amp": args.amp, "rows": rows})

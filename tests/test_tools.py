@@ -1,0 +1,71 @@
+"""The tools beside the tests: comparison of predictions, Tab. 3's profile."""
+
+import benchmark
+import compare
+import numpy as np
+import pytest
+import torch
+from conftest import PA100K
+
+from evaluate import group_means, metrics
+from sspnet import SSPNet
+
+
+def write_predictions(file, labels, seed, skill):
+    rng = np.random.default_rng(seed)
+    right = rng.random(labels.shape) < skill
+    probabilities = np.where(right == (labels == 1), 0.9, 0.1)
+    known = {"names": [str(i) for i in range(len(labels))], "attributes": ["a", "b", "c"]}
+    groups = ["head", "head", "all"]
+    np.savez(file, **known, groups=groups, labels=labels, probabilities=probabilities)
+    return probabilities
+
+
+def test_compare_gives_means_spreads_differences_and_intervals(tmp_path):
+    labels = (np.random.default_rng(0).random((200, 3)) < 0.4).astype(np.float32)
+    found = {}
+    for name, skill in (("none", 0.7), ("S", 0.8)):
+        for seed in range(3):
+            file = tmp_path / f"{name}-{seed}.npz"
+            probabilities = write_predictions(file, labels, seed + 10 * len(name), skill)
+            logits = torch.from_numpy(probabilities).logit()
+            result = metrics(logits, torch.from_numpy(labels))
+            groups = group_means(result["label_mA"], ["head", "head", "all"])
+            found.setdefault(name, []).append([result["mA"], result["F1"], *groups.values()])
+    _, none, S = compare.compare([str(tmp_path / "none-*.npz"), str(tmp_path / "S-*.npz")])
+    means = {name: np.mean(values, 0) for name, values in found.items()}
+    for k in range(4):
+        spread = np.std([values[k] for values in found["none"]], ddof=1)
+        assert f"{means['none'][k]:.2f} ± {spread:.2f}" in none
+        assert f"{means['S'][k] - means['none'][k]:+.2f} [" in S
+    low, high = S.split("[")[1].split("]")[0].split(", ")
+    difference = means["S"][0] - means["none"][0]
+    assert 0 < float(low) < difference < float(high) < 2 * difference
+    # A model against itself: no difference but that of its seeds.
+    same = compare.compare([str(tmp_path / "S-0.npz")] * 2)[2]
+    assert "+0.00 [+0.00, +0.00]" in same
+
+
+def test_compare_refuses_predictions_of_other_images(tmp_path):
+    write_predictions(tmp_path / "a.npz", np.eye(4, 3), 0, 0.8)
+    write_predictions(tmp_path / "b.npz", np.eye(3), 0, 0.8)
+    for other in ("b.npz", "nowhere.npz"):
+        with pytest.raises(SystemExit, match=other):
+            compare.compare([str(tmp_path / "a.npz"), str(tmp_path / other)])
+
+
+def test_tab03_profile_counts_multiply_adds():
+    """Each output number of a layer costs the numbers that it is made from."""
+    (row,) = benchmark.profile("cpu", {("R", "resnet18"): (1, 2, 3)}, (1,), (64, 32), rounds=1)
+    model, counted = SSPNet(PA100K, "R", "resnet18").eval(), []
+    model.afss.scales = [benchmark.PAPER_SCALES[group] for group in PA100K]
+    for layer in model.modules():
+        if isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear)):
+            layer.register_forward_hook(
+                lambda layer, _, out: counted.append(out.numel() * layer.weight[0].numel())
+            )
+    with torch.inference_mode():
+        model(torch.zeros(1, 3, 64, 32))
+    assert row["gflops_64x32"] == pytest.approx(sum(counted) / 1e9, rel=1e-6)
+    assert row["params"] * 1e6 == pytest.approx(sum(p.numel() for p in model.parameters()))
+    assert len(benchmark.profile_lines([row])) == 2
