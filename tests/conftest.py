@@ -35,8 +35,8 @@ def words(text):
     return text.split()
 
 
-MODEL = words("--size 64 48 --channels 8 --batch-size 8 --freeze 0 --device cpu")
-TINY = [*words("--images 24 --epochs 3"), *MODEL]  # on the drawn set
+MODEL = words("--size 64 48 --channels 8 --batch-size 8 --freeze 0 --workers 0 --device cpu")
+TINY = [*words("--images 16 --epochs 3"), *MODEL]  # on the drawn set
 SMALL = [*words("--backbone resnet18 --weights none --epochs 1"), *MODEL]  # on others
 
 

@@ -339,9 +339,10 @@ def reference_pool(feature):
     return torch.cat([feature.amax((1, 2)), quarters])
 
 
-@pytest.mark.parametrize("backbone", ["resnet18", "swin_t"])
+@pytest.mark.parametrize(
+    "backbone, scales", [("resnet18", [1, 0, 2, 1, 0]), ("swin_t", [0, 2, 0, 2, 1])]
+)
 @pytest.mark.parametrize("ple", ["R", "K", "S"])
-@pytest.mark.parametrize("scales", [[1, 0, 2, 1, 0], [0, 2, 0, 2, 1]])
 @torch.no_grad()
 def test_eq01_a_whole_model_matches_a_slow_reference(tmp_path, ple, backbone, scales):
     """Image by image, attribute by attribute, at a size that is no multiple of the strides.
@@ -510,7 +511,7 @@ def test_the_baselines_response_map_matches_loops():
 # ---- Compile, export, copy
 
 
-@pytest.mark.parametrize("ple", ["R", "K", "S"])
+@pytest.mark.parametrize("ple", ["K", "S"])
 def test_compiles_to_one_graph_in_evaluation_and_in_frozen_training(ple):
     torch.compiler.reset()
     model = random_model(ple)

@@ -74,7 +74,7 @@ def test_its_python_runs():
     names = {}
     for block in blocks:
         exec(block, names)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     assert names["probabilities"].shape == (2, 5)
     assert names["feature"].shape == (2, 5 * 64)
     with torch.inference_mode():

@@ -78,7 +78,7 @@ def children_train(count, arguments, **options):
 # ---- Resuming
 
 
-@pytest.mark.parametrize("options", ["--ple S", "--ple none --schedule plateau --amp bf16"])
+@pytest.mark.parametrize("options", ["--ple S", "--ple none --schedule plateau"])
 def test_resume_is_bit_equal_to_an_uninterrupted_run(tmp_path, monkeypatch, options):
     class Died(Exception):
         pass
@@ -134,7 +134,7 @@ def test_same_seed_same_result_for_any_number_of_workers(tmp_path):
 
 
 def test_sigkill_at_random_moments_then_resume_ends_at_the_same_weights(tmp_path):
-    arguments = [*TINY, *words("--epochs 6 --ple S --freeze 3 --workers 2 --resume")]
+    arguments = [*TINY, *words("--epochs 4 --ple S --freeze 2 --resume")]
     started = time.time()
     children_train(1, [*arguments, "--out", str(tmp_path / "whole")])
     longest, rng, kills = 0.7 * (time.time() - started), np.random.default_rng(0), 0
@@ -165,6 +165,7 @@ def test_ctrl_c_with_three_workers_is_one_line(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        env={**os.environ, "PYTHONWARNINGS": "ignore"},  # torch's, of more workers than processors
     )
     while not process.stdout.readline().startswith("epoch 1:"):
         assert process.poll() is None, process.stderr.read()
@@ -178,7 +179,7 @@ def test_ctrl_c_with_three_workers_is_one_line(tmp_path):
 
 def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path):
     out = tmp_path / "run"
-    state = tiny(out, *words("--ple R --epochs 2 --schedule plateau"))
+    state = tiny(out, *words("--ple R --epochs 1 --schedule plateau"))
     state["config"]["epochs"] = 3  # as if meant to go on; the plateau does not depend on it
     torch.save(state, out / "last.pt")
     before = {file.name: file.read_bytes() for file in out.glob("*.pt")}
@@ -231,6 +232,6 @@ def test_torchrun(tmp_path):
     assert done.stdout.count("epoch 1:") == 1  # one reporter
     epoch = read_checkpoint(tmp_path / "run" / "best.pt")["epoch"]
     logged = float(log_rows(tmp_path / "run")[epoch - 1]["val_mA"])
-    # 24 images over two processes, none twice
-    options = "--split", "val", "--images", "24"
+    # 16 images over two processes, none twice
+    options = "--split", "val", "--images", "16"
     assert f"mA {logged:.2f}" in succeed("evaluate.py", tmp_path / "run/best.pt", *options)
