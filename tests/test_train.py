@@ -105,6 +105,7 @@ def test_without_a_validation_split_the_rate_falls_in_steps():
     scheduler = train.make_scheduler(args, optimizer, 10)
     for _ in range(6):
         rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
         scheduler.step()
     assert rates == pytest.approx([1] * 4 + [0.1, 0.01])  # 60% and 85% of six epochs
     for options in (["--dataset", "rap1"], ["--train-split", "trainval"]):
