@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import data
 import sspnet
 import train
 
@@ -132,3 +133,7 @@ def test_its_links_into_the_project_lead_somewhere():
     links = re.findall(r"\]\(([^):]+)\)", README)
     assert links
     assert [link for link in links if not (TESTS.parent / link).exists()] == []
+
+
+def test_it_has_the_line_that_makes_json_of_upars_pickle():
+    assert f"\n{data.UPAR_TO_JSON}\n" in README
