@@ -10,9 +10,9 @@ noise for images, and AFSS set to the paper's outcome (head P1, torso P2, bottom
 """
 
 import argparse
-import json
+import multiprocessing
+import resource
 import statistics
-import subprocess
 import sys
 import time
 from functools import partial
@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from data import (  # noqa: E402
     PA100K_GROUPS,
+    command,
     progress,
     use_device,
     write_json,
@@ -291,48 +292,25 @@ def row_cam(args):
     yield f"Grad-CAM-P, {len(attributes)} attributes, 16 images", "a pass per attribute", result
 
 
-def alone(args, *arguments):
-    """Seconds and peak bytes of a training step and an inference, in a process of their own."""
-    command = [sys.executable, __file__, "--device", args.device]
-    command += [*(["--amp"] if args.amp else []), "--one", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        return {"failed": (done.stderr.strip().splitlines() or ["no message"])[-1]}
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def one(args):
-    """The process of `alone`: `--one PLE selecting|frozen BATCH H W M ATTRIBUTES`."""
-    ple, selecting = args.one[0], args.one[1] == "selecting"
-    B, H, W, M, L = map(int, args.one[2:])
-    groups = (GROUPS_OF * (L // 26 + 1))[:L]
-    model = build(ple, args.device, selecting, groups, M)
-    step = stepper(model, B, args.device, args.amp, groups, H=H, W=W)
-    images, _, keypoints = batch(B, args.device, H, W, L)
-    seconds = race({"step": step}, 2, args.device)["step"]
-    if args.device == "cpu":
-        status = Path("/proc/self/status").read_text().splitlines()
-        peak = 1024 * int(next(line for line in status if line.startswith("VmHWM")).split()[1])
-    else:
-        peak = torch.cuda.max_memory_allocated()
-    model.eval()
-    with torch.inference_mode():
-        times = race({"inference": partial(model, images, keypoints)}, 2, args.device)
-    result = {"step_seconds": min(seconds), "inference_seconds": min(times["inference"])}
-    print(json.dumps({**result, "peak_bytes": peak}))
+def peak_of_a_step(ple, selecting, B, device, amp):
+    """In a process of its own: the peak memory of two training steps, in bytes."""
+    step = stepper(build(ple, device, selecting), B, device, amp)
+    step()
+    step()
+    if device != "cpu":
+        return torch.cuda.max_memory_allocated()
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def row_memory(args):
-    """Peak memory of a training step, each in a process of its own."""
-    cases = {
-        "none": ("none", "frozen"),
-        "S frozen": ("S", "frozen"),
-        "S selecting": ("S", "selecting"),
-    }
-    found = {name: alone(args, *case, args.batch, 256, 192, 3, 26) for name, case in cases.items()}
-    for name, result in found.items():
-        if "failed" not in result:
-            result["ratio"] = result["peak_bytes"] / found["none"]["peak_bytes"]
+    """Peak memory of a training step."""
+    baseline = None
+    for name, ple in (("baseline", "none"), ("S frozen", "S"), ("S selecting", "S")):
+        with multiprocessing.get_context("spawn").Pool(1) as process:
+            given = ple, "selecting" in name, args.batch, args.device, args.amp
+            peak = process.apply(peak_of_a_step, given)
+        baseline = baseline or peak
+        result = {"peak_GiB": peak / 2**30, "ratio": peak / baseline}
         yield f"peak memory of a training step, {name}", "baseline", result
 
 
@@ -347,24 +325,13 @@ ROWS = {
 
 def text_of(title, result):
     """A row for people."""
-    text = ""
-    if "ratio" in result:
-        text = f"{result['ratio']:.2f}x"
-    if "share" in result:
-        text = f"{100 * result['share']:.2f}%"
+    text = f"{result['ratio']:.2f}x" if "ratio" in result else f"{100 * result['share']:.2f}%"
     if "low" in result:
         text += f" ({result['low']:.2f}-{result['high']:.2f})"
-    formats = {
-        "images_per_second": "{:.1f} images/s",
-        "largest_difference": "{:.1e} largest difference",
-        "step_seconds": "{:.2f} s a step",
-        "inference_seconds": "{:.3f} s inference",
-        "failed": "failed: {}",
-    }
-    more = [form.format(result[key]) for key, form in formats.items() if key in result]
-    if "peak_bytes" in result:
-        more.append(f"{result['peak_bytes'] / 2**30:.2f} GiB")
-    return f"{title:58} {text:22} {', '.join(more)}"
+    for key in ("images_per_second", "largest_difference", "peak_GiB"):
+        if key in result:
+            text += f"  {key.replace('_', ' ')} {result[key]:.3g}"
+    return f"{title:58} {text}"
 
 
 # ---- Tab. 3's efficiency columns
@@ -424,13 +391,9 @@ def main():
     add("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     add("--profile", action="store_true", help="Tab. 3's efficiency columns instead")
     add("--json", help="write the result to this file as well")
-    add("--one", nargs=7, help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.device = use_device(args.device)
     args.batch, args.rounds = 8 if args.quick else 32, 3
-    if args.one:
-        one(args)
-        return
     where = f"CPU, {torch.get_num_threads()} threads"
     if args.device != "cpu":
         where = torch.cuda.get_device_name()
@@ -451,8 +414,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as error:
-        print(f"benchmark.py: {error}", file=sys.stderr)
-        sys.exit(2)
+    command(main)

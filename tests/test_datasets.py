@@ -329,16 +329,6 @@ def test_a_mask_of_another_size_than_its_photo_is_named(tmp_path):
         load_split("pcs", tmp_path, "test")
 
 
-def test_a_photo_turned_by_its_camera_has_its_masks_size(tmp_path):
-    write_pcs(tmp_path, "kaggle", random_masks(2)[0])
-    exif = Image.Exif()
-    exif[0x0112] = 6  # stored lying, shown standing
-    lying = Image.fromarray(np.zeros((20, 30, 3), np.uint8))
-    lying.save(tmp_path / "png_images/IMAGES/img_0001.png", exif=exif)
-    split = load_split("pcs", tmp_path, "test")
-    assert data.read_image(split.images[0]).shape == (3, 30, 20)
-
-
 def test_real_pcs_masks():
     independent("pcs/label_list.mat")
     loadmat = pytest.importorskip("scipy.io").loadmat

@@ -100,14 +100,14 @@ def test_the_rate_falls_to_a_tenth_after_four_epochs_without_a_lower_loss():
 
 
 def test_without_a_validation_split_the_rate_falls_in_steps():
-    args = train.parse_arguments(words("--schedule step --epochs 6"))
+    args = train.parse_arguments(words("--schedule step --epochs 20"))
     optimizer, rates = torch.optim.Adam(random_model("none").parameters(), 1.0), []
     scheduler = train.make_scheduler(args, optimizer, 10)
-    for _ in range(6):
+    for _ in range(20):
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         scheduler.step()
-    assert rates == pytest.approx([1] * 4 + [0.1, 0.01])  # 60% and 85% of six epochs
+    assert rates == pytest.approx([1] * 12 + [0.1] * 5 + [0.01] * 3)  # 60% and 85% of the epochs
     for options in (["--dataset", "rap1"], ["--train-split", "trainval"]):
         assert train.parse_arguments(["--data", "x", *options]).schedule == "step"
     assert train.parse_arguments(["--data", "x"]).schedule == "plateau"
