@@ -165,6 +165,8 @@ def test_ctrl_c_with_three_workers_is_one_line(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A shell's background jobs ignore it.
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         env={**os.environ, "PYTHONWARNINGS": "ignore"},  # torch's, of more workers than processors
     )
     while not process.stdout.readline().startswith("epoch 1:"):
