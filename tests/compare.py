@@ -39,7 +39,7 @@ def compare(patterns, draws=1000):
     labels, groups, rng = first["labels"].astype(float), first["groups"], np.random.default_rng(0)
     predicted = [[(f["probabilities"] > 0.5).astype(float) for f in files] for files in models]
     names = ["mA", "F1", *(g for g in GROUPS if g in groups)]
-    lines = [f"{'':24} seeds" + "".join(f"{name:>30}" for name in names)]
+    lines = [f"{'':24} seeds" + "".join(f"{name:>36}" for name in names)]
 
     def of_seeds(seeds, weights):
         return np.array([figures(labels, seed, groups, weights) for seed in seeds])
@@ -59,7 +59,7 @@ def compare(patterns, draws=1000):
             low, high = np.percentile(np.subtract(sample, samples[0]), [2.5, 97.5], axis=0)
             rows = zip(cells, (value.mean(0) - values[0].mean(0)), low, high, strict=True)
             cells = [f"{cell} {d:+.2f} [{a:+.2f}, {b:+.2f}]" for cell, d, a, b in rows]
-        lines.append(f"{pattern:24} {len(value):5}" + "".join(f"{cell:>30}" for cell in cells))
+        lines.append(f"{pattern:24} {len(value):5}" + "".join(f"{cell:>36}" for cell in cells))
     return lines
 
 
