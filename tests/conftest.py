@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import math
 import os
 import sys
@@ -117,6 +118,14 @@ def trained(tmp_path_factory):
     return checkpoints
 
 
+def read_json(file):
+    return json.loads(Path(file).read_text())
+
+
+def load(file):
+    return torch.load(file, weights_only=True)
+
+
 def assert_same(a, b, path=""):
     """Equality of nested dicts and lists to the bit; the log's seconds excepted."""
     if isinstance(a, dict):
@@ -178,11 +187,13 @@ def write_pa100k(folder, images="data", counts=(4, 2, 2), change=None):
     return truth
 
 
-def write_csv(folder, header="path,Hat,boots", rows=("a.png,1,0", "b.png,0,1"), groups=None):
+def write_csv(
+    folder, header="path,Hat,boots", rows=("a.png,1,0", "b.png,0,1"), groups=None, images=None
+):
     """One's own data: the same rows in each split."""
     for part in ("train", "val", "test"):
         (folder / f"{part}.csv").write_text("\n".join([header, *rows]) + "\n", encoding="utf-8-sig")
-    random_images(folder, ["a.png", "b.png"])
+    random_images(images or folder, ["a.png", "b.png"])
     if groups is not None:
         (folder / "groups.json").write_text(groups)
 
