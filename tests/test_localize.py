@@ -1,12 +1,11 @@
 """Boxes of a split, panels, the command and bad input."""
 
-import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import random_model, refuse, succeed, write_keypoints
+from conftest import load, random_model, read_json, refuse, succeed, words, write_keypoints
 from PIL import Image
 
 import localize
@@ -27,10 +26,8 @@ from localize import (
 def test_panel_draws_both_boxes():
     image = torch.full((3, 64, 48), 128, dtype=torch.uint8)
     record = {"heat": np.zeros(tile_size((64, 48))), "boxes": [(10, 10, 30, 30)]}
-    tiles = [
-        ("Hat", {**record, "true_box": (5, 5, 20, 40)}),
-        ("Boots", {**record, "true_box": None}),
-    ]
+    true_boxes = (5, 5, 20, 40), None
+    tiles = [("Hat", {**record, "true_box": box}) for box in true_boxes]
     pixels = np.asarray(panel(image, [tiles, tiles[:1]]))
     first, second = pixels[:, TILE + 4 : 2 * TILE + 4], pixels[:, 2 * (TILE + 4) :]
     for part, truth in ((first, True), (second, False)):
@@ -39,11 +36,9 @@ def test_panel_draws_both_boxes():
     assert pixels.shape[1] == 3 * TILE + 8
 
 
-def test_chosen_attributes():
+def test_attributes_are_chosen_by_name_in_any_case():
     assert chosen_attributes(None, ["Hat", "boots"]) == [0, 1]
     assert chosen_attributes(["Boots"], ["Hat", "boots"]) == [1]
-    with pytest.raises(ValueError, match="--attributes Wig: expected some of Hat, boots"):
-        chosen_attributes(["Wig"], ["Hat", "boots"])
 
 
 def test_tiles_of_odd_images_are_bounded():
@@ -95,22 +90,21 @@ def test_a_record_has_the_boxes_of_the_outputs_that_stand_for_its_attribute():
 
 @pytest.mark.parametrize("ple", ["S", "K", "R", "none"])
 def test_localize_end_to_end(trained, tmp_path, ple):
-    options = ["--panels", "3", "--out", tmp_path / "p", "--json", tmp_path / "l.json"]
-    options += ["--cam", "grad-cam" if ple == "R" else "grad-cam-p"]
-    succeed("localize.py", trained[ple], "--images", "12", *options)
-    scores = json.loads((tmp_path / "l.json").read_text())
+    options = words("--images 12 --panels 3 --out p --json l.json --cam")
+    succeed("localize.py", trained[ple], *options, "grad-cam" if ple == "R" else "grad-cam-p")
+    scores = read_json("l.json")
     boxed = np.isfinite(synthetic("test", images=12).boxes[:, :, 0])
     assert sum(row["boxes"] for row in scores["attributes"]) == boxed.sum()
     assert all(0 <= row["IoU"] <= 1 for row in scores["attributes"])
     assert len(list((tmp_path / "p").glob("*.png"))) == 3
 
 
-def test_several_thresholds_share_one_pass_and_boxes_are_numbers(trained, tmp_path):
+def test_several_thresholds_share_one_pass_and_boxes_are_numbers(trained):
     results = []
-    for thresholds in (["0.2", "0.5"], ["0.5"]):
-        options = ["--images", "12", "--panels", "0", "--threshold", *thresholds]
-        succeed("localize.py", trained["R"], *options, "--json", tmp_path / "l.json")
-        results.append(json.loads((tmp_path / "l.json").read_text()))
+    for thresholds in ("0.2 0.5", "0.5"):
+        options = words(f"--images 12 --panels 0 --json l.json --threshold {thresholds}")
+        succeed("localize.py", trained["R"], *options)
+        results.append(read_json("l.json"))
     both, one = results
     assert both["IoU_by_threshold"][1] == pytest.approx(one["average"]["IoU"])
     split = synthetic("test", images=12, size=(64, 48))
@@ -130,20 +124,19 @@ def test_several_thresholds_share_one_pass_and_boxes_are_numbers(trained, tmp_pa
 
 def test_fig07_models_side_by_side(trained, tmp_path):
     models = [trained[ple] for ple in ("none", "R", "K", "S")]
-    options = ["--images", "60", "--attributes", "Hat", "--panels", "2", "--out", tmp_path / "p"]
-    succeed("localize.py", *models, *options, "--json", tmp_path / "l.json")
+    options = words("--images 60 --attributes Hat --panels 2 --out p --json l.json")
+    succeed("localize.py", *models, *options)
     split = synthetic("test", images=60, size=(64, 48))
     hats = np.flatnonzero(np.isfinite(split.boxes[:, split.attributes.index("Hat"), 0]))
     files = sorted((tmp_path / "p").iterdir())
     assert [split.names[i] in file.stem for i, file in zip(hats, files, strict=False)] == [True] * 2
     with Image.open(files[0]) as image:  # the image and a tile per model
         assert image.width == 5 * (TILE + 4) - 4
-    results = json.loads((tmp_path / "l.json").read_text())
-    assert [result["config"]["ple"] for result in results] == ["none", "R", "K", "S"]
+    assert [result["config"]["ple"] for result in read_json("l.json")] == ["none", "R", "K", "S"]
 
 
 def test_models_that_see_other_images_are_not_set_side_by_side(trained, tmp_path, monkeypatch):
-    checkpoint = torch.load(trained["R"], weights_only=True)
+    checkpoint = load(trained["R"])
     checkpoint["config"]["size"] = [32, 24]
     torch.save(checkpoint, tmp_path / "small.pt")
     monkeypatch.setattr(localize, "find_boxes", lambda *_: 1 / 0)  # before any work
@@ -175,9 +168,9 @@ def test_ple_k_on_ones_own_photos(trained, tmp_path):
     write_photos(tmp_path / "q")
     write_keypoints(tmp_path / "k.npz", ["0.png", "1.png"])
     assert "--keypoints" in refuse("localize.py", trained["K"], tmp_path / "q")
-    options = ["--keypoints", tmp_path / "k.npz", "--attributes", "Hat", "--out", tmp_path / "p"]
-    succeed("localize.py", trained["K"], tmp_path / "q", *options, "--json", tmp_path / "l.json")
-    records = json.loads((tmp_path / "l.json").read_text())["records"]
+    options = words("--keypoints k.npz --attributes Hat --out p --json l.json")
+    succeed("localize.py", trained["K"], tmp_path / "q", *options)
+    records = read_json("l.json")["records"]
     assert [record["image"] for record in records] == ["0.png", "1.png"]
     assert all(record["true_box"] is None and "IoU" not in record for record in records)
 
@@ -185,12 +178,12 @@ def test_ple_k_on_ones_own_photos(trained, tmp_path):
 @pytest.mark.parametrize(
     "options, named",
     [
-        (["nowhere.pt"], "nowhere.pt"),
-        (["photo.jpg"], "photo.jpg"),
-        (["S", "nowhere.jpg"], "nowhere.jpg"),
-        (["S", "--attributes", "Wig"], "Wig"),
-        (["S", "--threshold", "0"], "--threshold"),
+        ("nowhere.pt", "nowhere.pt"),
+        ("photo.jpg", "photo.jpg"),
+        ("S nowhere.jpg", "nowhere.jpg"),
+        ("S --attributes Wig", "Wig"),
+        ("S --threshold 0", "--threshold"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_status_2(trained, options, named):
-    assert named in refuse("localize.py", trained.get(options[0], options[0]), *options[1:])
+    assert named in refuse("localize.py", *[trained.get(word, word) for word in words(options)])
