@@ -140,7 +140,7 @@ def test_models_that_see_other_images_are_not_set_side_by_side(trained, tmp_path
     checkpoint["config"]["size"] = [32, 24]
     torch.save(checkpoint, tmp_path / "small.pt")
     monkeypatch.setattr(localize, "find_boxes", lambda *_: 1 / 0)  # before any work
-    assert "small.pt" in refuse("localize.py", trained["S"], tmp_path / "small.pt")
+    assert "small.pt" in refuse("localize.py", trained["S"], tmp_path / "small.pt", "--images", "2")
 
 
 def write_photos(folder):
@@ -181,7 +181,7 @@ def test_ple_k_on_ones_own_photos(trained, tmp_path):
         ("nowhere.pt", "nowhere.pt"),
         ("photo.jpg", "photo.jpg"),
         ("S nowhere.jpg", "nowhere.jpg"),
-        ("S --attributes Wig", "Wig"),
+        ("S --images 2 --attributes Wig", "Wig"),
         ("S --threshold 0", "--threshold"),
     ],
 )

@@ -58,8 +58,7 @@ def autocast(amp):
 
 
 @MODELS
-@AMP
-@pytest.mark.parametrize("selecting", [True, False])
+@pytest.mark.parametrize("amp, selecting", [(False, True), (True, False)])
 def test_a_training_step_reads_nothing_from_the_device(ple, backbone, amp, selecting):
     model, images, keypoints, labels = on_meta(ple, backbone)
     loss_of = HierarchicalLoss(PA100K, torch.full((26,), 0.3)).to("meta")

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY, assert_same, load, log_rows, succeed, tiny, words
+from conftest import TINY, as_process, assert_same, load, log_rows, succeed, tiny, words
 from torch.testing import assert_close
 
 import data
@@ -23,7 +23,7 @@ from evaluate import METRICS
 from sspnet import GROUPS
 
 CHILDREN = multiprocessing.get_context("forkserver")  # children start without importing torch
-CHILDREN.set_forkserver_preload(["train"])
+CHILDREN.set_forkserver_preload(["conftest"])
 
 
 def run_training(arguments, environment=(), comparable=False):
@@ -149,9 +149,9 @@ def test_sigkill_at_random_moments_then_resume_ends_at_the_same_weights(tmp_path
 
 def test_ctrl_c_with_three_workers_is_one_line(tmp_path):
     """To the whole process group, as a terminal sends it."""
-    options = [*words("--epochs 50 --ple R --workers 3"), "--out", str(tmp_path / "run")]
+    options = words("--epochs 50 --ple R --workers 3 --out")
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *TINY, *options],
+        as_process(*options, str(tmp_path / "run")),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -172,13 +172,12 @@ def test_ctrl_c_with_three_workers_is_one_line(tmp_path):
 
 def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path):
     out = tmp_path / "run"
-    state = tiny(out, *words("--ple R --epochs 1 --schedule plateau"))
+    state = tiny(out, *words("--backbone resnet18 --ple R --epochs 1 --schedule plateau"))
     state["config"]["epochs"] = 3  # as if meant to go on; the plateau does not depend on it
     torch.save(state, out / "last.pt")
     before = {file.name: file.read_bytes() for file in out.glob("*.pt")}
     limit = len(before["last.pt"]) // 4  # no file may grow beyond, as on a disk that is full
-    options = [*words("--ple R --schedule plateau --resume"), "--out", str(out)]
-    line = [sys.executable, str(ROOT / "train.py"), *TINY, *options]
+    line = as_process(*words("--ple R --schedule plateau --resume --out"), str(out))
     full = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (limit, limit))
     done = subprocess.run(line, capture_output=True, text=True, preexec_fn=full)
     assert done.returncode != 0
@@ -212,8 +211,8 @@ def test_two_processes_learn_what_one_does(tmp_path):
 
 def test_torchrun(tmp_path):
     launch = [sys.executable, *words("-m torch.distributed.run --nproc-per-node 2 --standalone")]
-    options = [*TINY, *words("--epochs 2 --freeze 1 --ple S"), "--out", str(tmp_path / "run")]
-    line = [*launch, str(ROOT / "train.py"), *options]
+    options = words("--epochs 2 --freeze 1 --ple S --out")
+    line = [*launch, *as_process(*options, str(tmp_path / "run"))[1:]]
     done = subprocess.run(line, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert "cpu x 2" in done.stdout

@@ -4,14 +4,13 @@ import copy
 import functools
 import math
 import subprocess
-import sys
 
 import pytest
 import torch
 from conftest import (
-    ROOT,
     SMALL,
     TINY,
+    as_process,
     load,
     log_rows,
     random_model,
@@ -200,7 +199,7 @@ def test_an_attribute_that_is_on_everybody_or_nobody_trains_and_is_told(tmp_path
 
 
 def test_a_clusters_own_RANK_is_not_torchruns(tmp_path):
-    line = [sys.executable, ROOT / "train.py", *TINY, *words("--ple none --epochs 1 --images 8")]
+    line = as_process(*words("--ple none --epochs 1 --images 8"))
     environment = {"PATH": "", "RANK": "1", "WORLD_SIZE": "2"}
     done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
