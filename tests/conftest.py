@@ -176,6 +176,20 @@ def log_rows(folder):
 # ---- Datasets
 
 
+class Detector(torch.nn.Module):
+    """In the detector's place: finds COCO's points at (k, 2 k) of each image but the black."""
+
+    def forward(self, images):
+        (image,) = images
+        assert image.dtype == torch.float32
+        assert image.max() <= 1
+        k = torch.arange(17.0)
+        people = torch.stack([k, 2 * k, torch.ones(17)], 1).repeat(2, 1, 1)
+        people[1] += 100  # a second person, less sure
+        count = 2 if image.max() > 0 else 0
+        return [{"scores": torch.tensor([0.9, 0.3])[:count], "keypoints": people[:count]}]
+
+
 def random_images(folder, names, size=(40, 20)):
     rng = np.random.default_rng(1)
     for name in names:

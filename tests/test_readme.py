@@ -3,12 +3,14 @@
 import ast
 import importlib
 import re
+import shutil
 from fnmatch import filter as matching
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import TINY, Detector, command, succeed, words
 
 import data
 import sspnet
@@ -81,6 +83,29 @@ def test_its_python_runs():
     with torch.inference_mode():
         expected = names["model"](names["images"])
         torch.testing.assert_close(names["program"].module()(names["images"]), expected)
+
+
+# ---- The commands' help
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate", "localize", "data"])
+def test_help_has_a_sentence_three_examples_that_run_and_every_default(
+    trained, tmp_path, monkeypatch, name
+):
+    printed = command(f"{name}.py", "--help").stdout.split("\n\n")
+    assert printed[1].strip().endswith((".", ")."))
+    examples = re.findall(rf"^ +python ({name}\.py .+?)(?:   .*)?$", printed[2], re.MULTILINE)
+    assert len(examples) == 3
+    options = re.split(r"\n  (?=--)", printed[-1])[1:]
+    assert [option for option in options if "default" not in option] == []
+    if name in ("evaluate", "localize"):
+        (tmp_path / "runs/synthetic-S").mkdir(parents=True)
+        shutil.copy(trained["S"], tmp_path / "runs/synthetic-S")
+    monkeypatch.setattr(data, "keypointrcnn_resnet50_fpn", lambda **_: Detector())
+    short = {"train": TINY, "data": words("--images 1")}.get(name, words("--images 8"))
+    for example in examples:
+        file, *options = words(example)
+        succeed(file, *short, *options)
 
 
 def section(title):
