@@ -1,6 +1,6 @@
 """SSPNet: scale and spatial priors guided pedestrian attribute recognition.
 
-In the order of the paper's Section 3, with its names; needs only torch and torchvision.
+Follows the paper's Section 3, in its order and with its names. Needs only torch and torchvision.
 
     Backbone, FPN          feature maps P1, P2, P3 at strides 4, 8, 16       Sec. 3.2.1, 3.2.2
     AFSS                   adaptive feature scale selection                  Eq. 4 (Eq. 14 for mA)
@@ -9,8 +9,8 @@ In the order of the paper's Section 3, with its names; needs only torch and torc
     SSPNet, Baseline       the whole model                                   Eq. 1
     HierarchicalLoss       weighted binary cross-entropy per group           Eq. 10-12
 
-Shapes: B images, C channels, H x W map size, N prior points, M offset points, L attributes and
-S = 3 scales. Points are (x, y) in pixels; pixel centres have integer coordinates.
+Shapes: B images, C channels, H x W map, N prior points, M offset points, L attributes, S = 3 scales
+(in Eq. 14, P and N count labels). Points are (x, y) in pixels, whose centres are at integers.
 """
 
 import torch
@@ -41,9 +41,9 @@ KEYPOINT_GROUPS = {
 class Backbone(nn.Module):
     """A torchvision ResNet or Swin Transformer that returns C2..C5, the maps at strides 4 to 32.
 
-    weights: None (random), "imagenet" (torchvision downloads them) or a state dict file.
-    first: the finest map to return, 2 for the pyramid, 5 (C5 alone) for the baseline.
-    A backbone of your own needs `out_channels` and may set `patches`, as `upsample` means it.
+    weights: None (random), "imagenet" (torchvision downloads them) or the path of a state dict.
+    first: 2 returns C2 to C5, for the pyramid; 5 returns only C5, for the baseline.
+    Your own backbone needs `out_channels` and may set `patches`, see `upsample`.
     """
 
     names = ("resnet18", "resnet34", "resnet50", "resnet101", "swin_t", "swin_s", "swin_b")
@@ -61,7 +61,7 @@ class Backbone(nn.Module):
         self.out_channels = [width // 8, width // 4, width // 2, width][first - 2 :]
         if self.patches:
             stages = [net.features[i : i + 2] for i in (0, 2, 4, 6)]  # (merge patches, blocks)
-            # Swin normalizes its last map only; the others get a new LayerNorm.
+            # Swin normalizes only its last map; the others get a new, untrained LayerNorm.
             self.norms = nn.ModuleList([*map(nn.LayerNorm, self.out_channels[:-1]), net.norm])
         else:
             stem = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool)
@@ -81,13 +81,13 @@ class Backbone(nn.Module):
 
 
 def load_weights(net, file, classifier=()):
-    """Loads a state dict file; what starts with `classifier` may be missing or more."""
+    """Loads a state dict file. Names that start with `classifier` may be missing or extra."""
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
         state = state.get("state_dict", state)
         state = {name: t for name, t in state.items() if not name.startswith(classifier)}
         missing, unexpected = net.load_state_dict(state, strict=False)
-    except Exception as error:  # the zip reader and the restricted unpickler raise many kinds
+    except Exception as error:  # the zip reader and the restricted unpickler raise many types
         raise ValueError(f"{file}: not this network's state dict ({str(error)[:200]})") from error
     for name in (*missing, *unexpected):
         if not name.startswith(classifier) and not name.endswith("num_batches_tracked"):
@@ -95,13 +95,12 @@ def load_weights(net, file, classifier=()):
 
 
 def upsample(x, size, factor, patches):
-    """Bilinear upsampling that keeps every map pixel above the image pixels it was computed from.
+    """Bilinear upsampling, map and image in register: (B, C, h, w) -> (B, C, *size).
 
-    Where `patches`, map pixel k covers image pixels k s .. k s + s - 1 (stride s): align the edges.
-    Otherwise it is centred on image pixel k s (ResNet's padded strided convolutions) and moves to
-    pixel k * factor. With edges aligned, C5's content would move 14 pixels on its way to P1.
-
-    x (B, C, h, w) -> (B, C, *size). Beyond the last map pixel, its value is held.
+    With `patches` (Swin), map pixel k covers image pixels s k to s k + s - 1 at stride s, so edges
+    align. Without (ResNet's padded, strided convolutions), it is centred on image pixel s k, so it
+    moves to k * factor; aligned edges would shift C5 by 14 image pixels on its way to P1. Past the
+    last map pixel, its value is held.
     """
     x = torch.cat([x, x[:, :, -1:]], 2)
     x = torch.cat([x, x[:, :, :, -1:]], 3)
@@ -112,12 +111,12 @@ def upsample(x, size, factor, patches):
 
 
 def image_to_map(points, stride, patches):
-    """(..., 2) points from image pixels to map pixels; the counterpart of `upsample`."""
+    """Converts points (..., 2) from image to map pixels, by the convention of `upsample`."""
     return (points + 0.5) / stride - 0.5 if patches else points / stride
 
 
 class FPN(nn.Module):
-    """Feature pyramid (Lin et al. 2017): 1x1 laterals, top-down bilinear sums, 3x3 smoothing."""
+    """Feature pyramid (Lin et al. 2017): 1x1 laterals, upsampled and added, 3x3 smoothing."""
 
     def __init__(self, in_channels, channels=256, patches=False):
         super().__init__()
@@ -129,7 +128,7 @@ class FPN(nn.Module):
             nn.init.zeros_(conv.bias)
 
     def forward(self, features, scales=(0, 1, 2)):
-        """[C2, C3, C4, C5] -> [P1, P2, P3], each (B, channels, H, W); None if not in `scales`."""
+        """[C2, C3, C4, C5] -> [P1, P2, P3], each (B, channels, H, W); None where not asked for."""
         pyramid = [None, None, None]
         top = self.laterals[3](features[3])
         for s in range(2, min(scales) - 1, -1):
@@ -145,7 +144,7 @@ class FPN(nn.Module):
 
 def label_counts(logits, labels):
     """TP, P, TN, N of Eq. 14 per attribute: logits (..., B, L), labels (B, L) -> (4, ..., L)."""
-    predicted = (logits > 0).float()  # a logit of 0 is a probability of 0.5
+    predicted = (logits > 0).float()  # a probability over 0.5; exactly 0.5 is a no
     positive = (labels > 0.5).float()  # sums of floats are exact to 2^24 images
     TP, P = (predicted * positive).sum(-2), positive.sum(-2)
     TN, N = ((1 - predicted) * (1 - positive)).sum(-2), (1 - positive).sum(-2)
@@ -153,7 +152,7 @@ def label_counts(logits, labels):
 
 
 def mean_accuracy(counts):
-    """Eq. 14 before its mean over attributes, (TP / P + TN / N) / 2: (4, ..., L) -> (..., L).
+    """Eq. 14 for each attribute, (TP / P + TN / N) / 2: (4, ..., L) -> (..., L).
 
     NaN for attributes without positives or without negatives; `.nanmean(-1)` gives mA.
     """
@@ -162,12 +161,12 @@ def mean_accuracy(counts):
 
 
 class AFSS(nn.Module):
-    """Eq. 4: picks, for each group of attributes, the scale on which mA is highest.
+    """Eq. 4: chooses for each group the scale with the highest mA over an epoch of training.
 
-    `update` counts every training batch on all scales; `select` picks at the end of an epoch; both
-    do nothing once the choice is frozen (`selecting = False`) or where it is fixed. The choice for
-    attribute j is `scales[j]`, 0, 1 or 2. mode: "group", "attribute" (one choice for each, AFSS* of
-    Tab. 1), or "P1", "P2" or "P3" (fixed).
+    Call `update` after every step and `select` after every epoch: without them all stay at P2. Both
+    do nothing once the choice is frozen (`selecting = False`) or where it is fixed. `scales[j]` (0,
+    1 or 2, a Python int: what is not chosen is not computed) is the choice for attribute j. mode:
+    "group", "attribute" (one for each, AFSS* of Tab. 1), or "P1", "P2" or "P3" (fixed).
     """
 
     def __init__(self, attribute_groups, mode="group"):
@@ -190,12 +189,12 @@ class AFSS(nn.Module):
 
     @torch.no_grad()
     def update(self, logits, labels):
-        """Counts a batch: logits (S, B, L), labels (B, L)."""
+        """Adds a batch to the counts: logits (S, B, L), labels (B, L)."""
         if self.selecting:
             self.counts += label_counts(logits, labels)
 
     def select(self):
-        """Ends an epoch; returns its mA on each scale, (S, L). An undefined mA keeps the choice."""
+        """Chooses by the epoch's counts and clears them; returns mA, (S, L). NaN keeps a choice."""
         if not self.selecting:
             return None
         mA = mean_accuracy(self.counts).cpu()
@@ -203,7 +202,7 @@ class AFSS(nn.Module):
             members = [j for j, u in enumerate(self.units) if u == unit]
             score = mA[:, members].nanmean(1)  # (S,)
             if not score.isnan().any():
-                best = score.argmax().item()  # of equal scores the finest scale
+                best = score.argmax().item()  # ties go to the finest scale
                 for j in members:
                     self.scales[j] = best
         self.counts.zero_()
@@ -211,7 +210,7 @@ class AFSS(nn.Module):
 
 
 # ---- Prior location extraction (Sec. 3.2.3, Eq. 5-9)
-# Each PLE takes a map and several groups, whose points it samples at once; one result per group.
+# Each PLE takes a map and a list of groups, and returns a list with one result per group.
 
 
 def prior_region(group, height):
@@ -240,20 +239,21 @@ def bilinear_sample(x, points, weights=None):
         share = torch.stack([1 - fraction, fraction], -1)
         indices.append(neighbour.int().clamp(0, size - 1))
         shares.append(share * (neighbour == indices[-1]))  # 0 outside the map
-    # Two rows times two columns are the four corners: (B, N, M, 2, 2). A bag is one point's 4 M.
+    # (B, N, M, 2, 2): the 4 corners of each point. A bag sums the 4 M corners of a prior point.
     first = H * W * torch.arange(B, dtype=torch.int32, device=x.device).view(B, 1, 1, 1, 1)
     index = first + W * indices[1].unsqueeze(-1) + indices[0].unsqueeze(-2)
     share = weights[..., None, None] * shares[1].unsqueeze(-1) * shares[0].unsqueeze(-2)
     index, share = index.flatten(2).flatten(0, 1), share.flatten(2).flatten(0, 1)
     pixels = x.permute(0, 2, 3, 1).reshape(B * H * W, C).to(dtype)
     bags = F.embedding_bag(index, pixels, mode="sum", per_sample_weights=share.to(dtype))
-    return bags.unflatten(0, points.shape[:2]).to(x.dtype)  # (B, N, M, C) was never in memory
+    return bags.unflatten(0, points.shape[:2]).to(x.dtype)  # (B, N, M, C) is never materialized
 
 
 class OffsetSampling(nn.Module):
     """Eq. 6 and 8: Phi(x, P_n) = A sum_m W_m x(P_n + dP_m), shared by all groups and scales.
 
-    The feature x(P_n) predicts the M offsets dP_m in map pixels, and weights W_m that sum to 1.
+    `predict` makes the M offsets dP_m (map pixels) and weights W_m (sum 1) from x(P_n). Train it at
+    a tenth of the learning rate: at the full rate points leave the map.
     """
 
     def __init__(self, channels=256, M=3):
@@ -261,7 +261,7 @@ class OffsetSampling(nn.Module):
         self.M = M
         self.predict = nn.Linear(channels, 3 * M)  # M offsets (x, y), then M weights
         self.A = nn.Linear(channels, channels, bias=False)
-        # Equal weights and half-pixel offsets around P_n; equal offsets would stay equal for ever.
+        # Half a pixel around P_n: points that start together get equal gradients, so stay together.
         angle = 2 * torch.pi * torch.arange(M) / M
         radius = 0.5 if M > 1 else 0.0
         ring = radius * torch.stack([angle.cos(), angle.sin()], 1).flatten()
@@ -278,20 +278,20 @@ class OffsetSampling(nn.Module):
 
 
 class PLE_R(nn.Module):
-    """Region prior, Eq. 5: the rows of the group's region; without prior the whole map."""
+    """Region prior, Eq. 5: the rows of the group's region. prior=False: the whole map."""
 
     def __init__(self, prior=True):
         super().__init__()
         self.prior = prior
 
     def forward(self, x, groups, keypoints=None):
-        """x (B, C, H, W) -> for each group (B, C, h, W)."""
+        """x (B, C, H, W) -> a list, (B, C, h, W) per group."""
         regions = [prior_region(group if self.prior else "all", x.shape[2]) for group in groups]
         return [x[:, :, top:bottom] for top, bottom in regions]
 
 
 class PLE_K(nn.Module):
-    """Keypoint prior, Eq. 6: offset sampling around the group's keypoints; without prior all 16."""
+    """Keypoint prior, Eq. 6: offset sampling at the group's keypoints. prior=False: at all 16."""
 
     def __init__(self, channels=256, M=3, offsets=True, prior=True):
         super().__init__()
@@ -299,7 +299,7 @@ class PLE_K(nn.Module):
         self.sample = OffsetSampling(channels, M) if offsets else bilinear_sample
 
     def forward(self, x, groups, keypoints):
-        """x (B, C, H, W), keypoints (B, 16, 2) in pixels of x -> for each group (B, C, n)."""
+        """x (B, C, H, W), keypoints (B, 16, 2) in pixels of x -> a list, (B, C, n) per group."""
         if keypoints is None or keypoints.shape != (x.shape[0], 16, 2):
             raise ValueError("PLE-K: expected keypoints (B, 16, 2), in MPII's order")
         members = [KEYPOINT_GROUPS[group if self.prior else "all"] for group in groups]
@@ -309,9 +309,9 @@ class PLE_K(nn.Module):
 
 
 class PLE_S(nn.Module):
-    """Sparse prior, Eq. 8: offset sampling around a uniform grid over the group's region.
+    """Sparse prior, Eq. 8: offset sampling at a uniform grid over the group's region.
 
-    `ratio` is the fraction of the region's pixels that become grid points (Fig. 6).
+    ratio: grid points as a share of the region's map pixels (Fig. 6). prior=False: the whole map.
     """
 
     def __init__(self, channels=256, M=3, ratio=0.75, offsets=True, prior=True):
@@ -330,7 +330,7 @@ class PLE_S(nn.Module):
         return torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
 
     def forward(self, x, groups, keypoints=None):
-        """x (B, C, H, W) -> for each group (B, C, rows, columns)."""
+        """x (B, C, H, W) -> a list, (B, C, rows, columns) per group."""
         grids = [self.points(group, *x.shape[2:], x.device) for group in groups]
         points = torch.cat([grid.flatten(0, 1) for grid in grids]).expand(x.shape[0], -1, 2)
         features = self.sample(x, points).split([grid[..., 0].numel() for grid in grids], 1)
@@ -339,12 +339,12 @@ class PLE_S(nn.Module):
 
 
 def pyramid_pool(x):
-    """Psi_agr of Eq. 5, 7 and 9: max pooling over the whole and over 4 parts.
+    """Psi_agr of Eq. 5, 7 and 9: max pooling over the whole input and over 4 parts of it.
 
-    (B, C, h, w) in 1x1 and 2x2 cells, (B, C, n) in 1 and 4 runs of points -> (B, 5 C).
+    The parts are 2x2 cells of a map (B, C, h, w) or 4 runs of points (B, C, n) -> (B, 5 C).
     """
     parts = F.adaptive_max_pool2d(x, 2).flatten(2) if x.dim() == 4 else F.adaptive_max_pool1d(x, 4)
-    whole = F.adaptive_max_pool1d(parts, 1)  # the parts cover everything
+    whole = F.adaptive_max_pool1d(parts, 1)  # the maximum of the parts' maxima
     return torch.cat([whole.flatten(1), parts.flatten(1)], 1)
 
 
@@ -356,10 +356,10 @@ class SSPNet(nn.Module):
 
     Args:
         attribute_groups: the group ("head", "torso", "bottom", "all") of each of the L attributes.
-        ple: "R", "K" or "S"; offsets and prior are the switches of Tab. 2.
-        backbone: one of `Backbone.names` with these weights, or a module that returns C2..C5.
-        afss: see `AFSS`; "P1", "P2" or "P3" is "without AFSS" in Tab. 2.
-        M, ratio: offset points per prior point (Fig. 5), fraction of points in PLE-S (Fig. 6).
+        ple: "R", "K" or "S"; offsets, prior: False ablates them (Tab. 2).
+        backbone, weights: see `Backbone`; or a module that returns C2 to C5, without weights.
+        afss: the mode of `AFSS`; "P1", "P2" or "P3" is "without AFSS" in Tab. 2.
+        M: offset points per prior point (Fig. 5). ratio: see `PLE_S` (Fig. 6).
         channels: C of P1, P2 and P3.
     """
 
@@ -419,18 +419,18 @@ class SSPNet(nn.Module):
                 feature = pyramid_pool(x)  # F_g of Eq. 5, 7, 9
                 group_logits = self.heads[group](feature).unbind(1)
                 for j, logit in zip(self.members[group], group_logits, strict=True):
-                    if j in here:  # with AFSS*, a group's attributes are on several scales
+                    if j in here:  # with AFSS*, attributes of a group may be on several scales
                         logits[j] = logit
         return logits
 
     def classify(self, maps, keypoints=None, scales=None):
-        """The same as one tensor (B, L)."""
+        """`attribute_logits`, stacked: (B, L)."""
         return torch.stack(self.attribute_logits(maps, keypoints, scales), 1)
 
     def forward(self, images, keypoints=None):
-        """Images (B, 3, H, W), for PLE-K keypoints (B, 16, 2) in image pixels -> logits (B, L).
+        """images (B, 3, H, W), for PLE-K keypoints (B, 16, 2) in their pixels -> logits (B, L).
 
-        In training (3, B, L), from each scale for AFSS to compare, or (1, B, L) once it is frozen.
+        In training mode (3, B, L), one per scale for AFSS to compare; (1, B, L) once it is frozen.
         """
         if self.training and self.afss.selecting:
             maps = self.features(images, scales=(0, 1, 2))
@@ -440,7 +440,7 @@ class SSPNet(nn.Module):
         return logits[None] if self.training else logits
 
     def map_of(self, attribute):
-        """Which of the maps of `features` the attribute is predicted from: the A of Eq. 13."""
+        """The index in `features` of the map that predicts this attribute: A in Eq. 13."""
         return self.afss.scales[attribute]
 
 
@@ -464,17 +464,17 @@ class Baseline(nn.Module):
         return list(self.head(maps[0].mean((2, 3))).unbind(1))
 
     def forward(self, images, keypoints=None):
-        """(B, 3, H, W) -> logits, (1, B, L) in training and (B, L) in evaluation, as `SSPNet`."""
+        """(B, 3, H, W) -> logits (B, L); in training mode (1, B, L), as SSPNet of one scale."""
         logits = torch.stack(self.attribute_logits(self.features(images)), 1)
         return logits[None] if self.training else logits
 
     def map_of(self, attribute):
-        """Which of the maps of `features` the attribute is predicted from."""
+        """The index in `features` of the map that predicts this attribute."""
         return 0
 
 
 def build_model(config, weights=None):
-    """The model of a training's settings, a dict; ple "none" is the baseline."""
+    """Builds the model of a run's config, a dict; ple "none" is the baseline."""
     if config["ple"] == "none":
         return Baseline(config["groups"], config["backbone"], weights)
     names = ("ple", "backbone", "afss", "M", "ratio", "offsets", "prior", "channels")
@@ -485,12 +485,12 @@ def build_model(config, weights=None):
 
 
 def imbalance_weights(labels, positive_ratio):
-    """Eq. 11: exp(1 - r_j) for positive, exp(r_j) for negative labels. (B, L), (L,) -> (B, L)."""
+    """Eq. 11: exp(1 - r_j) for positive labels, else exp(r_j); labels (B, L), r (L,) -> (B, L)."""
     return torch.where(labels > 0.5, (1 - positive_ratio).exp(), positive_ratio.exp())
 
 
 def weighted_bce(logits, labels, positive_ratio):
-    """Eq. 10: weighted cross-entropy, summed over attributes, averaged over images (and scales).
+    """Eq. 10, with its minus sign: summed over attributes, averaged over images (and scales).
 
     logits (..., B, L), labels (B, L); positive_ratio (L,) is r_j, from the training set -> scalar.
     """
@@ -501,13 +501,13 @@ def weighted_bce(logits, labels, positive_ratio):
 
 
 class HierarchicalLoss(nn.Module):
-    """Eq. 12: the sum over the groups of Eq. 10 on the group's attributes."""
+    """Eq. 12: Eq. 10 on each group's attributes, summed over the groups."""
 
     def __init__(self, attribute_groups, positive_ratio):
         super().__init__()
         self.register_buffer("positive_ratio", positive_ratio)
         self.groups = sorted(set(attribute_groups))
-        for group in self.groups:  # buffers lie on the device of the logits
+        for group in self.groups:  # a buffer moves with `.to(device)`
             members = [j for j, g in enumerate(attribute_groups) if g == group]
             self.register_buffer(group, torch.tensor(members))
 
