@@ -53,8 +53,10 @@ def compare(patterns, draws=1000):
                 chosen = rng.integers(0, len(seeds), len(seeds))
                 sample.append(of_seeds(seeds, weights)[chosen].mean(0))
     for pattern, value, sample in zip(patterns, values, samples, strict=True):
-        spread = value.std(0, ddof=1) if len(value) > 1 else np.full(len(names), np.nan)
-        cells = [f"{m:.2f} ± {s:.2f}" for m, s in zip(value.mean(0), spread, strict=True)]
+        cells = [f"{mean:.2f}" for mean in value.mean(0)]
+        if len(value) > 1:
+            pairs = zip(cells, value.std(0, ddof=1), strict=True)
+            cells = [f"{cell} ± {spread:.2f}" for cell, spread in pairs]
         if sample is not samples[0]:
             low, high = np.percentile(np.subtract(sample, samples[0]), [2.5, 97.5], axis=0)
             rows = zip(cells, (value.mean(0) - values[0].mean(0)), low, high, strict=True)

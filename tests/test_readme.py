@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TINY, Detector, command, succeed, words
+from conftest import TINY, Detector, command, random_images, succeed, words
 
 import data
+import localize
 import sspnet
 import train
 
@@ -70,19 +71,23 @@ def test_copied_code_works_with_torch_alone(name, needs, stated):
 # ---- Code and names
 
 
-def test_its_python_runs():
+def test_its_python_runs(trained, tmp_path):
     """The blocks in their order, in one namespace; what is compiled is not called."""
+    (tmp_path / "runs/synthetic-S").mkdir(parents=True)
+    shutil.copy(trained["S"], tmp_path / "runs/synthetic-S")
+    random_images(tmp_path, ["photo.jpg"])
     blocks = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
     torch.manual_seed(0)
     names = {}
     for block in blocks:
         exec(block, names)
     assert len(blocks) == 3
-    assert names["probabilities"].shape == (2, 5)
-    assert names["feature"].shape == (2, 5 * 64)
+    assert names["probabilities"].shape == (26,)
+    assert names["logits"].shape == (3, 2, 5)
     with torch.inference_mode():
         expected = names["model"](names["images"])
         torch.testing.assert_close(names["program"].module()(names["images"]), expected)
+    assert (tmp_path / "average.png").exists()
 
 
 # ---- The commands' help
@@ -150,14 +155,32 @@ def test_what_the_paper_table_names_exists(what, code, tests):
 
 
 def test_it_is_short_enough_to_be_read():
-    assert len(README.splitlines()) <= 280
+    assert len(README.splitlines()) <= 250
     assert len(README.encode()) <= 20 * 1024
+
+
+def anchors(file):
+    """What may follow "#" in a link to a Markdown file: its headings as GitHub spells them."""
+    titles = re.findall(r"^#+ (.+)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 def test_its_links_into_the_project_lead_somewhere():
     links = re.findall(r"\]\(([^):]+)\)", README)
     assert links
-    assert [link for link in links if not (TESTS.parent / link).exists()] == []
+    for link in links:
+        file, _, anchor = link.partition("#")
+        file = TESTS.parent / (file or "README.md")
+        assert file.exists(), link
+        assert not anchor or anchor in anchors(file), link
+
+
+def test_the_picture_of_the_model_names_what_exists():
+    picture = (TESTS.parent / ".pictures/model.svg").read_text()
+    names = set(re.findall(r'class="name"[^>]*>(\w+)<', picture)) - {"P1", "P2", "P3"}
+    assert len(names) == 10
+    assert [name for name in names if not hasattr(sspnet, name) | hasattr(localize, name)] == []
+    assert len(picture.splitlines()) <= 80
 
 
 def test_it_has_the_line_that_makes_json_of_upars_pickle():
