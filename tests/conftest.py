@@ -56,7 +56,7 @@ Backbone.names += ("thin",)
 MODEL = words(
     "--backbone thin --size 64 48 --channels 8 --batch-size 8 --freeze 0 --workers 0 --device cpu"
 )
-TINY = [*words("--images 16 --epochs 3"), *MODEL]  # on the drawn set
+TINY = [*words("--images 16 --epochs 3"), *MODEL]  # on the synthetic set
 SMALL = [*words("--weights none --epochs 1"), *MODEL]  # on others
 
 

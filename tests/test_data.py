@@ -1,4 +1,4 @@
-"""Images, joint transforms, batches, keypoints and the drawn pedestrians."""
+"""Images, joint transforms, batches, keypoints and the synthetic set."""
 
 import numpy as np
 import pytest
@@ -269,7 +269,7 @@ def test_the_keypoint_command_writes_a_file_that_training_reads(tmp_path, monkey
     assert found.keypoints[1, 0].tolist() == [16, 32]
 
 
-# ---- Drawn pedestrians
+# ---- The synthetic set
 
 
 def test_synthetic_is_deterministic_and_splits_seeds_and_domains_differ():
