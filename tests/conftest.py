@@ -48,6 +48,7 @@ class Thin(ResNet):
 @register_model("thin")
 def thin(weights=None):
     net = Thin(BasicBlock, [2, 2, 2, 2])
+    net.relu = torch.nn.Dropout(0.1)  # random in training, as Swin is
     net.fc = torch.nn.Linear(64, 1000)
     return net
 

@@ -29,8 +29,8 @@ CHILDREN.set_forkserver_preload(["conftest"])
 def run_training(arguments, environment=(), comparable=False):
     """In a child process: a training, quietly.
 
-    `comparable`: with batch norm's statistics frozen, and steps in proportion to the gradient.
-    Adam's own step goes by the gradient's sign, however small it is: it makes much of roundings.
+    `comparable`: without dropout, with batch norm's statistics frozen, and steps in proportion to
+    the gradient. Adam's own step goes by the gradient's sign, however small it is: it makes much of roundings.
     """
     os.environ.update(environment)
     train.RANK = int(os.environ.get("RANK", 0))
@@ -39,6 +39,7 @@ def run_training(arguments, environment=(), comparable=False):
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     if comparable:
         torch.optim.Adam = functools.partial(torch.optim.Adam, eps=0.1)
+        torch.nn.Dropout.forward = lambda self, x: x
         torch.nn.BatchNorm2d.train = lambda self, mode=True: torch.nn.Module.train(self, False)
         out = Path(arguments[arguments.index("--out") + 1])
         record_first_gradients(out.with_name(f"{out.name}-gradients-{train.RANK}.pt"))
