@@ -30,7 +30,7 @@ def run_training(arguments, environment=(), comparable=False):
     """In a child process: a training, quietly.
 
     `comparable`: without dropout, with batch norm's statistics frozen, and steps in proportion to
-    the gradient. Adam's own step goes by the gradient's sign, however small it is: it makes much of roundings.
+    the gradient. Adam's own step goes by its sign, however small it is: it makes much of roundings.
     """
     os.environ.update(environment)
     train.RANK = int(os.environ.get("RANK", 0))
