@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+import data
 from evaluate import group_means, metrics
 
 
@@ -42,6 +43,23 @@ def test_compare_gives_means_spreads_differences_and_intervals(tmp_path):
     # A model against itself: no difference but that of its seeds.
     same = compare.compare([str(tmp_path / "S-0.npz")] * 2)[2]
     assert "+0.00 [+0.00, +0.00]" in same
+
+
+def test_compare_of_boxes_takes_the_mean_over_attributes(tmp_path):
+    rng, expected = np.random.default_rng(1), {}
+    for name, skill in (("none", 0.1), ("S", 0.3)):
+        records, by_attribute = [], {"a": [], "b": []}
+        for i in range(60):
+            for attribute in "ab" if i % 3 else "a":  # fewer boxes of b
+                iou = skill + 0.1 * rng.random()
+                records.append({"image": str(i), "attribute": attribute, "IoU": [iou, 0.9]})
+                by_attribute[attribute].append(iou)
+        records.append({"image": "60", "attribute": "a"})  # predicted, without a true box
+        data.write_json(tmp_path / f"{name}.json", {"records": records})
+        expected[name] = np.mean([np.mean(ious) for ious in by_attribute.values()])
+    _, none, S = compare.compare([str(tmp_path / "none.json"), str(tmp_path / "S.json")])
+    assert none.endswith(f"{expected['none']:.3f}")
+    assert f"{expected['S']:.3f} {expected['S'] - expected['none']:+.3f} [+0.1" in S
 
 
 def test_compare_refuses_predictions_of_other_images(tmp_path):
