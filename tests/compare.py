@@ -77,7 +77,7 @@ def compare(patterns, draws=1000):
             drawn = [rng.integers(0, len(seeds), len(seeds)) for seeds in models]
             pairs = zip(models, drawn, strict=True)
             samples.append([of_seeds(seeds, weights)[chosen].mean(0) for seeds, chosen in pairs])
-    lines = [f"{'':24} seeds" + "".join(f"{head:>36}" for head in heads)]
+    lines = [f"{'':24} seeds" + "".join(f"{head:>40}" for head in heads)]
     for k, (pattern, value) in enumerate(zip(patterns, values, strict=True)):
         cells = [f"{mean:.{digits}f}" for mean in value.mean(0)]
         if len(value) > 1:
@@ -89,7 +89,7 @@ def compare(patterns, draws=1000):
             low, high = np.percentile(found[:, k] - found[:, 0], [2.5, 97.5], axis=0)
             for j, ends in enumerate(zip(difference, low, high, strict=True)):
                 cells[j] += " {0:+.{3}f} [{1:+.{3}f}, {2:+.{3}f}]".format(*ends, digits)
-        lines.append(f"{pattern:24} {len(value):5}" + "".join(f"{cell:>36}" for cell in cells))
+        lines.append(f"{pattern:24} {len(value):5}" + "".join(f"{cell:>40}" for cell in cells))
     return lines
 
 
