@@ -9,7 +9,6 @@ stand here in their plain form. Where a row says nothing else: ResNet50, 256x192
 noise for images, and AFSS set to the paper's outcome (head P1, torso P2, bottom P2, all P3).
 """
 
-import argparse
 import multiprocessing
 import resource
 import statistics
@@ -24,8 +23,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from data import PA100K_GROUPS, command, progress, use_device  # noqa: E402
-from evaluate import model_name  # noqa: E402
+from data import PA100K_GROUPS, command, make_parser, progress, use_device  # noqa: E402
+from evaluate import autocast, model_name  # noqa: E402
 from localize import response_maps  # noqa: E402
 from sspnet import (  # noqa: E402
     KEYPOINT_GROUPS,
@@ -103,10 +102,6 @@ def batch(B, device, H=256, W=192):
     labels = (torch.rand(B, 26, generator=rng) < 0.3).float()
     images = images.to(device, memory_format=torch.channels_last)
     return images, labels.to(device), keypoints.to(device)
-
-
-def autocast(device, amp):
-    return torch.autocast(device.split(":")[0], torch.bfloat16, enabled=amp)
 
 
 def stepper(model, B, device, amp):
@@ -229,7 +224,10 @@ def row_ple(args):
             for group in groups:
                 ours = partial(one_feature, ple, x, group, keypoints)
                 plain = partial(dense, ple, x, group, keypoints)
-                candidates = {"ours": partial(both_ways, ours), "plain": partial(both_ways, plain)}
+                candidates = {
+                    "ours": partial(both_ways, ours, ple, x),
+                    "plain": partial(both_ways, plain, ple, x),
+                }
                 times = race(candidates, args.rounds, args.device)
                 title = f"PLE-{name}, {group} at P{scale + 1}, both ways / dense map first"
                 yield title, ratio(times, "plain", "ours")
@@ -239,7 +237,9 @@ def one_feature(ple, x, group, keypoints):
     return ple(x, [group], keypoints)[0]
 
 
-def both_ways(function):
+def both_ways(function, ple, x):
+    ple.zero_grad()
+    x.grad = None
     function().square().mean().backward()
 
 
@@ -327,12 +327,10 @@ def profile(device, models=PAPER_EFFICIENCY, batches=(1, 32), size=(256, 192), r
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     add = parser.add_argument
     add("--device", default="cpu")
-    add("--amp", action="store_true", help="bfloat16 autocast")
+    add("--amp", action="store_const", const="bf16", help="bfloat16 autocast")
     add("--quick", action="store_true", help="batches of 8 instead of 32, four attributes")
     add("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     add("--profile", action="store_true", help="Tab. 3's efficiency columns instead")

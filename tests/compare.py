@@ -24,13 +24,13 @@ def open_predictions(file):
     archive = np.load(file)
     labels, groups = archive["labels"].astype(float), archive["groups"]
     predicted = (archive["probabilities"] > 0.5).astype(float)
-    both = (labels * predicted).sum(1)
-    precs = both / np.maximum(predicted.sum(1), 1)
-    recs = both / np.maximum(labels.sum(1), 1)
+    hits, rejections = labels * predicted, (1 - labels) * (1 - predicted)
+    precs = hits.sum(1) / np.maximum(predicted.sum(1), 1)
+    recs = hits.sum(1) / np.maximum(labels.sum(1), 1)
 
     def figures(weights):
-        TP, P = weights @ (labels * predicted), weights @ labels
-        TN, N = weights @ ((1 - labels) * (1 - predicted)), weights @ (1 - labels)
+        TP, P = weights @ hits, weights @ labels
+        TN, N = weights @ rejections, weights.sum() - P
         label_mA = 50 * (TP / P + TN / N)  # NaN without positives or negatives: left out of means
         prec, rec = weights @ precs / weights.sum(), weights @ recs / weights.sum()
         by_group = [np.nanmean(label_mA[groups == g]) for g in GROUPS if g in groups]

@@ -31,6 +31,8 @@ from torch.nn.functional import dropout
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmark import PAPER_SCALES  # noqa: E402
+
 import data  # noqa: E402
 import evaluate  # noqa: E402
 import localize  # noqa: E402
@@ -44,7 +46,6 @@ RECIPE = f"""--dataset pa100k --train-split trainval --backbone {NAME} --weights
     --freeze 3 --workers 0""".split()
 FOLDS = 4
 READING = os.environ.get("READING")
-RELEASE_SCALES = {"head": 0, "torso": 1, "bottom": 1, "all": 2}
 
 
 class Lite0(nn.Module):
@@ -86,7 +87,7 @@ def build_model(config, weights=None, build=evaluate.build_model):
     model = build({**config, "backbone": Lite0(weights)})
     if READING == "scales":
         model.afss.selecting = False
-        model.afss.scales = [RELEASE_SCALES[group] for group in config["groups"]]
+        model.afss.scales = [PAPER_SCALES[group] for group in config["groups"]]
     elif READING == "dropout":
         model.register_forward_hook(lambda model, _, out: dropout(out, 0.1, model.training))
     return model

@@ -7,7 +7,6 @@ mmpose's names. No checkpoint of it is published; data.py finds keypoints withou
 at the end run with the other tests.
 """
 
-import argparse
 import math
 import sys
 from pathlib import Path
@@ -67,9 +66,7 @@ def from_square(points, H, W):
 
 @torch.inference_mode()
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = data.make_parser(__doc__)
     parser.add_argument("weights", help="SimCC's state dict")
     data.add_dataset_arguments(parser)
     parser.add_argument("--split", default="all", choices=data.PARTS, help="default: all")

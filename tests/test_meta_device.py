@@ -12,6 +12,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from benchmark import PAPER_SCALES
 from conftest import PA100K
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -20,7 +21,7 @@ import localize
 import train
 from sspnet import Baseline, HierarchicalLoss, SSPNet
 
-PAPER_CHOICE = [{"head": 0, "torso": 1, "bottom": 1, "all": 2}[group] for group in PA100K]
+PAPER_CHOICE = [PAPER_SCALES[group] for group in PA100K]
 KINDS = [(ple, "resnet18") for ple in ("none", "R", "K", "S")] + [("S", "swin_t"), ("K", "swin_t")]
 MODELS = pytest.mark.parametrize("ple, backbone", KINDS)
 AMP = pytest.mark.parametrize("amp", [False, True])

@@ -71,10 +71,15 @@ def test_copied_code_works_with_torch_alone(name, needs, stated):
 # ---- Code and names
 
 
-def test_its_python_runs(trained, tmp_path):
-    """The blocks in their order, in one namespace; what is compiled is not called."""
+@pytest.fixture
+def quick_start(trained, tmp_path):
+    """A model where the quick start leaves it."""
     (tmp_path / "runs/synthetic-S").mkdir(parents=True)
     shutil.copy(trained["S"], tmp_path / "runs/synthetic-S")
+
+
+def test_its_python_runs(quick_start, tmp_path):
+    """The blocks in their order, in one namespace; what is compiled is not called."""
     random_images(tmp_path, ["photo.jpg"])
     blocks = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
     torch.manual_seed(0)
@@ -94,9 +99,7 @@ def test_its_python_runs(trained, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["train", "evaluate", "localize", "data"])
-def test_help_has_a_sentence_three_examples_that_run_and_every_default(
-    trained, tmp_path, monkeypatch, name
-):
+def test_help_has_a_sentence_three_examples_that_run_and_every_default(request, monkeypatch, name):
     printed = command(f"{name}.py", "--help").stdout.split("\n\n")
     assert printed[1].strip().endswith((".", ")."))
     examples = re.findall(rf"^ +python ({name}\.py .+?)(?:   .*)?$", printed[2], re.MULTILINE)
@@ -104,8 +107,7 @@ def test_help_has_a_sentence_three_examples_that_run_and_every_default(
     options = re.split(r"\n  (?=--)", printed[-1])[1:]
     assert [option for option in options if "default" not in option] == []
     if name in ("evaluate", "localize"):
-        (tmp_path / "runs/synthetic-S").mkdir(parents=True)
-        shutil.copy(trained["S"], tmp_path / "runs/synthetic-S")
+        request.getfixturevalue("quick_start")
     monkeypatch.setattr(data, "keypointrcnn_resnet50_fpn", lambda **_: Detector())
     short = {"train": TINY, "data": words("--images 1")}.get(name, words("--images 8"))
     for example in examples:

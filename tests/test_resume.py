@@ -19,8 +19,6 @@ from torch.testing import assert_close
 
 import data
 import train
-from evaluate import METRICS
-from sspnet import GROUPS
 
 CHILDREN = multiprocessing.get_context("forkserver")  # children start without importing torch
 CHILDREN.set_forkserver_preload(["conftest"])
@@ -82,7 +80,7 @@ def children_train(count, arguments, **options):
 # ---- Resuming
 
 
-@pytest.mark.parametrize("options", ["--ple S", "--ple none --schedule plateau"])
+@pytest.mark.parametrize("options", ["--ple S", "--ple none --schedule plateau --amp bf16"])
 def test_resume_is_bit_equal_to_an_uninterrupted_run(tmp_path, monkeypatch, options):
     whole, real = tiny(tmp_path / "whole", *words(options)), train.train_one_epoch
 
@@ -128,7 +126,7 @@ def test_same_seed_same_result_for_any_number_of_workers(tmp_path):
 
 
 def test_sigkill_at_random_moments_then_resume_ends_at_the_same_weights(tmp_path):
-    arguments = [*TINY, *words("--epochs 3 --ple S --freeze 2 --resume")]
+    arguments = [*TINY, *words("--epochs 3 --ple S --freeze 2 --workers 2 --resume")]
     started = time.time()
     children_train(1, [*arguments, "--out", str(tmp_path / "whole")])
     longest, rng, kills = 0.7 * (time.time() - started), np.random.default_rng(0), 0
@@ -196,10 +194,14 @@ def test_two_processes_learn_what_one_does(tmp_path):
     for count in (1, 2):
         children_train(count, [*options, str(tmp_path / str(count))], comparable=True)
     for a, b in zip(log_rows(tmp_path / "1"), log_rows(tmp_path / "2"), strict=True):
-        assert [a[f"scale_{g}"] for g in GROUPS] == [b[f"scale_{g}"] for g in GROUPS]
-        assert float(a["loss"]) == pytest.approx(float(b["loss"]), rel=1e-3)
-        for name in METRICS:  # a logit near 0 may fall to either side
-            assert float(a[f"val_{name}"]) == pytest.approx(float(b[f"val_{name}"]), abs=1)
+        for key in a:
+            if key.startswith("scale"):
+                assert a[key] == b[key]
+            elif key in ("loss", "lr"):
+                assert float(a[key]) == pytest.approx(float(b[key]), rel=1e-3), key
+            elif key not in ("epoch", "seconds") and a[key]:
+                # shares: a logit near 0 may fall to either side
+                assert float(a[key]) == pytest.approx(float(b[key]), abs=1), key
     one, two = (load(tmp_path / f"{n}/last.pt")["model"] for n in (1, 2))
     for name, value in one.items():
         if isinstance(value, torch.Tensor) and value.is_floating_point():
