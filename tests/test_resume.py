@@ -1,5 +1,6 @@
 """What happens in long runs: kills, interrupts, full disks, several processes."""
 
+import contextlib
 import functools
 import multiprocessing
 import os
@@ -30,6 +31,8 @@ def run_training(arguments, environment=(), comparable=False):
     `comparable`: without dropout, with batch norm's statistics frozen, and steps in proportion to
     the gradient. Adam's own step goes by its sign, however small it is: it makes much of roundings.
     """
+    os.setpgrp()  # with its loading processes
+    multiprocessing.set_start_method("fork", force=True)  # theirs, as in a command; not torch anew
     os.environ.update(environment)
     train.RANK = int(os.environ.get("RANK", 0))
     train.WORLD_SIZE = int(os.environ.get("WORLD_SIZE", 1))
@@ -136,6 +139,8 @@ def test_sigkill_at_random_moments_then_resume_ends_at_the_same_weights(tmp_path
         child.join(rng.uniform(0.05, longest))
         if child.is_alive():
             child.kill()
+            with contextlib.suppress(ProcessLookupError):  # killed before it had a group
+                os.killpg(child.pid, signal.SIGKILL)
             child.join()
             kills += 1
         else:  # finished before the kill: the next one begins anew
