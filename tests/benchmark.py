@@ -6,7 +6,7 @@
 Each row times its candidates in turn, round after round, and reports the median over the rounds of
 reference / ours (above 1: ours is faster) with the lowest and the highest round. The references
 stand here in their plain form. Where a row says nothing else: ResNet50, 256x192, random weights,
-noise for images, and AFSS set to the paper's outcome (head P1, torso P2, bottom P2, all P3).
+synthetic images, and AFSS set to the paper's outcome (head P1, torso P2, bottom P2, all P3).
 """
 
 import multiprocessing
@@ -23,7 +23,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from data import PA100K_GROUPS, command, make_parser, progress, use_device  # noqa: E402
+from data import (  # noqa: E402
+    PA100K_GROUPS,
+    command,
+    loader,
+    make_parser,
+    progress,
+    synthetic,
+    use_device,
+)
 from evaluate import autocast, model_name  # noqa: E402
 from localize import response_maps  # noqa: E402
 from sspnet import (  # noqa: E402
@@ -51,10 +59,6 @@ PAPER_EFFICIENCY = {
 PAPER_SCALES = {"head": 0, "torso": 1, "bottom": 1, "all": 2}  # what AFSS chose (Sec. 4.2)
 GROUPS_OF = list(PA100K_GROUPS.values())
 PLES = ("none", "R", "K", "S")
-# A standing person's MPII points as shares of width and height.
-POSE_X = [0.42, 0.42, 0.43, 0.57, 0.58, 0.58, 0.5, 0.5, 0.5, 0.5, 0.3, 0.32, 0.38, 0.62, 0.68, 0.7]
-POSE_Y = [0.92, 0.74, 0.54, 0.54, 0.74, 0.92, 0.54, 0.22, 0.17, 0.05, 0.5, 0.38]
-POSE = torch.tensor([POSE_X, [*POSE_Y, 0.23, 0.23, 0.38, 0.5]]).T
 
 
 # ---- Measuring
@@ -95,11 +99,9 @@ def build(ple, device, selecting=False, backbone="resnet50"):
 
 
 def batch(B, device, H=256, W=192):
-    """Images, labels and keypoints about where people's joints are."""
-    rng = torch.Generator().manual_seed(0)
-    images = torch.randn(B, 3, H, W, generator=rng)
-    keypoints = POSE * torch.tensor([W, H]) + torch.randn(B, 16, 2, generator=rng) * 0.03 * H
-    labels = (torch.rand(B, 26, generator=rng) < 0.3).float()
+    """Images, labels and keypoints of the synthetic set."""
+    split = synthetic("test", images=B, size=(H, W))
+    images, labels, keypoints, _ = next(iter(loader(split, (H, W), B)))
     images = images.to(device, memory_format=torch.channels_last)
     return images, labels.to(device), keypoints.to(device)
 
@@ -142,6 +144,11 @@ def dense_offsets(sample, x):
         sampled = F.grid_sample(x, place, align_corners=False).permute(0, 2, 3, 1)
         out = out + weights[..., m, None] * sample.A(sampled)
     return out  # (B, H, W, C)
+
+
+def sparse_ple(ple, x, group, keypoints):
+    """Ours: the offset points of the prior points alone."""
+    return ple(x, [group], keypoints)[0]
 
 
 def dense_ple_s(ple, x, group, keypoints):
@@ -210,37 +217,29 @@ def row_training(args):
         yield from beside_baseline(f"training step, {state}", steps, args)
 
 
+def both_ways(feature_of, ple, x, group, keypoints):
+    ple.zero_grad()
+    x.grad = None
+    feature_of(ple, x, group, keypoints).square().mean().backward()
+
+
 def row_ple(args):
     """PLE-S and PLE-K, forward and backward, against the dense map first."""
     for name, groups in (("S", ("head", "torso", "bottom", "all")), ("K", ("head", "all"))):
         torch.manual_seed(0)
         ple = (PLE_S() if name == "S" else PLE_K()).to(args.device)
         torch.nn.init.normal_(ple.sample.predict.weight, std=0.05)
-        dense = dense_ple_s if name == "S" else dense_ple_k
+        ways = {"ours": sparse_ple, "plain": dense_ple_s if name == "S" else dense_ple_k}
         for scale, (H, W) in enumerate(((64, 48), (32, 24), (16, 12))):
             x = torch.randn(args.batch, 256, H, W, device=args.device)
             x = x.to(memory_format=torch.channels_last).requires_grad_()
             keypoints = batch(args.batch, args.device)[2] / SSPNet.strides[scale]
             for group in groups:
-                ours = partial(one_feature, ple, x, group, keypoints)
-                plain = partial(dense, ple, x, group, keypoints)
-                candidates = {
-                    "ours": partial(both_ways, ours, ple, x),
-                    "plain": partial(both_ways, plain, ple, x),
-                }
+                given = ple, x, group, keypoints
+                candidates = {way: partial(both_ways, of, *given) for way, of in ways.items()}
                 times = race(candidates, args.rounds, args.device)
                 title = f"PLE-{name}, {group} at P{scale + 1}, both ways / dense map first"
                 yield title, ratio(times, "plain", "ours")
-
-
-def one_feature(ple, x, group, keypoints):
-    return ple(x, [group], keypoints)[0]
-
-
-def both_ways(function, ple, x):
-    ple.zero_grad()
-    x.grad = None
-    function().square().mean().backward()
 
 
 def row_cam(args):
