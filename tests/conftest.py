@@ -30,7 +30,7 @@ from sspnet import Backbone, Baseline, SSPNet  # noqa: E402
 
 ATTRIBUTES, PA100K = list(PA100K_GROUPS), list(PA100K_GROUPS.values())
 FEW_GROUPS = ["torso", "head", "all", "bottom", "head"]
-REAL = Path(os.environ.get("SSPNET_DATA", "nowhere"))  # the folder of the real annotations
+REAL = Path(os.environ.get("SSPNET_DATA", "nowhere")).absolute()  # the real annotations' folder
 
 
 def words(text):

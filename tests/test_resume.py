@@ -25,11 +25,12 @@ CHILDREN = multiprocessing.get_context("forkserver")  # children start without i
 CHILDREN.set_forkserver_preload(["conftest"])
 
 
-def run_training(arguments, environment=(), comparable=False):
+def run_training(arguments, environment=(), comparable=False, largest_file=None):
     """In a child process: a training, quietly.
 
-    `comparable`: without dropout, with batch norm's statistics frozen, and steps in proportion to
-    the gradient. Adam's own step goes by its sign, however small it is: it makes much of roundings.
+    `largest_file`: in bytes, as on a disk that is full. `comparable`: without dropout, with batch
+    norm's statistics frozen, and steps in proportion to the gradient. Adam's own step goes by its
+    sign, however small it is: it makes much of roundings.
     """
     os.setpgrp()  # with its loading processes
     multiprocessing.set_start_method("fork", force=True)  # theirs, as in a command; not torch anew
@@ -37,6 +38,8 @@ def run_training(arguments, environment=(), comparable=False):
     train.RANK = int(os.environ.get("RANK", 0))
     train.WORLD_SIZE = int(os.environ.get("WORLD_SIZE", 1))
     torch.set_num_threads(1)
+    if largest_file:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     if comparable:
         torch.optim.Adam = functools.partial(torch.optim.Adam, eps=0.1)
@@ -152,7 +155,8 @@ def test_sigkill_at_random_moments_then_resume_ends_at_the_same_weights(tmp_path
 
 
 def test_ctrl_c_with_three_workers_is_one_line(tmp_path):
-    """To the whole process group, as a terminal sends it."""
+    """To the whole process group, as a terminal sends it. A cluster's own RANK is not torchrun's:
+    the run reports as the only one."""
     options = words("--epochs 50 --ple R --workers 3 --out")
     process = subprocess.Popen(
         as_process(*options, str(tmp_path / "run")),
@@ -162,7 +166,8 @@ def test_ctrl_c_with_three_workers_is_one_line(tmp_path):
         start_new_session=True,
         # A shell's background jobs ignore it.
         preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
-        env={**os.environ, "PYTHONWARNINGS": "ignore"},  # torch's, of more workers than processors
+        # torch warns of more workers than processors
+        env={**os.environ, "PYTHONWARNINGS": "ignore", "RANK": "1", "WORLD_SIZE": "2"},
     )
     while not process.stdout.readline().startswith("epoch 1/"):
         assert process.poll() is None, process.stderr.read()
@@ -177,16 +182,17 @@ def test_ctrl_c_with_three_workers_is_one_line(tmp_path):
 
 def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path):
     out = tmp_path / "run"
-    state = tiny(out, *words("--backbone resnet18 --ple R --epochs 1 --schedule plateau"))
+    options = words("--ple R --schedule plateau")
+    state = tiny(out, *options, "--epochs", "1")
     state["config"]["epochs"] = 3  # as if meant to go on; the plateau does not depend on it
     torch.save(state, out / "last.pt")
     before = {file.name: file.read_bytes() for file in out.glob("*.pt")}
-    limit = len(before["last.pt"]) // 4  # no file may grow beyond, as on a disk that is full
-    line = as_process(*words("--ple R --schedule plateau --resume --out"), str(out))
-    full = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (limit, limit))
-    done = subprocess.run(line, capture_output=True, text=True, preexec_fn=full)
-    assert done.returncode != 0
+    limit = len(before["last.pt"]) // 4
+    child = start([*TINY, *options, "--resume", "--out", str(out)], largest_file=limit)
+    child.join(240)
+    assert child.exitcode not in (0, None)
     assert {file.name: file.read_bytes() for file in out.glob("*.pt")} == before
+    assert tiny(out, *options, "--resume")["epoch"] == 3  # once there is room
 
 
 # ---- Several processes

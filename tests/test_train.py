@@ -3,14 +3,12 @@
 import copy
 import functools
 import math
-import subprocess
 
 import pytest
 import torch
 from conftest import (
     SMALL,
     TINY,
-    as_process,
     load,
     log_rows,
     random_model,
@@ -200,14 +198,6 @@ def test_an_attribute_that_is_on_everybody_or_nobody_trains_and_is_told(tmp_path
     assert read_json("r.json")["attributes"][7]["mA"] is None
 
 
-def test_a_clusters_own_RANK_is_not_torchruns(tmp_path):
-    line = as_process(*words("--ple none --epochs 1 --images 8"))
-    environment = {"PATH": "", "RANK": "1", "WORLD_SIZE": "2"}
-    done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, env=environment)
-    assert done.returncode == 0, done.stderr
-    assert "done: " in done.stdout
-
-
 # ---- Bad input
 
 
@@ -253,7 +243,7 @@ def test_a_foreign_checkpoint_is_not_resumed(trained, tmp_path):
     assert "last.pt" in refuse("train.py", *TINY, *options)
 
 
-@pytest.mark.parametrize("workers", ["0", "2"])
+@pytest.mark.parametrize("workers", ["0", "1"])
 def test_an_unreadable_image_in_training_is_named(tmp_path, workers):
     write_pa100k(tmp_path, counts=(8, 4, 4))
     (tmp_path / "data" / "000003.jpg").write_bytes(b"")
