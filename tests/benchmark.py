@@ -10,7 +10,6 @@ synthetic images, and AFSS set to the paper's outcome (head P1, torso P2, bottom
 """
 
 import multiprocessing
-import resource
 import statistics
 import sys
 import time
@@ -271,7 +270,9 @@ def peak_of_a_step(ple, selecting, B, device, amp):
     step()
     if device != "cpu":
         return torch.cuda.max_memory_allocated()
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Not getrusage's: a process inherits its parent's peak there.
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.split("VmHWM:")[1].split()[0])
 
 
 def row_memory(args):
