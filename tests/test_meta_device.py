@@ -22,7 +22,7 @@ import train
 from sspnet import Baseline, HierarchicalLoss, SSPNet
 
 PAPER_CHOICE = [PAPER_SCALES[group] for group in PA100K]
-KINDS = [(ple, "resnet18") for ple in ("none", "R", "K", "S")] + [("S", "swin_t"), ("K", "swin_t")]
+KINDS = [*((ple, "resnet18") for ple in ("none", "R", "K", "S")), ("S", "swin_t")]
 MODELS = pytest.mark.parametrize("ple, backbone", KINDS)
 AMP = pytest.mark.parametrize("amp", [False, True])
 UPLOADS = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)

@@ -165,7 +165,7 @@ def test_other_ways_to_train(tmp_path, options):
 def test_compile_trains_like_eager(tmp_path, monkeypatch):
     """`--compile` with AFSS selecting; the eager backend needs no compiler."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
-    options = words("--ple S --epochs 1")
+    options = words("--ple R --epochs 1")
     (plain,) = tiny(tmp_path / "plain", *options)["rows"]
     (compiled,) = tiny(tmp_path / "compiled", *options, "--compile")["rows"]
     for name in ("loss", "val_mA"):
