@@ -13,7 +13,7 @@ import multiprocessing
 import statistics
 import sys
 import time
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -97,6 +97,7 @@ def build(ple, device, selecting=False, backbone="resnet50"):
     return model.to(device, memory_format=torch.channels_last)
 
 
+@cache  # drawn once for all rows and models
 def batch(B, device, H=256, W=192):
     """Images, labels and keypoints of the synthetic set."""
     split = synthetic("test", images=B, size=(H, W))
