@@ -21,6 +21,11 @@ from torchvision.models import get_model
 GROUPS = ("head", "torso", "bottom", "all")
 SCALES = ("P1", "P2", "P3")
 
+
+class InputError(ValueError):
+    """What a user gave cannot be used: a file or an option. The commands say it in one line."""
+
+
 # Tab. A.11: top and bottom of each group's region as fractions of the map's height.
 PRIOR_REGIONS = {"head": (0, 3 / 8), "torso": (1 / 8, 5 / 8), "bottom": (1 / 2, 1), "all": (0, 1)}
 
@@ -58,7 +63,8 @@ class Backbone(nn.Module):
 
         self.patches = name.startswith("swin")
         width = net.head.in_features if self.patches else net.fc.in_features
-        self.out_channels = [width // 8, width // 4, width // 2, width][first - 2 :]
+        channels = [width // 8, width // 4, width // 2, width]  # of C2 to C5
+        self.out_channels = channels[first - 2 :]
         if self.patches:
             stages = [net.features[i : i + 2] for i in (0, 2, 4, 6)]  # (merge patches, blocks)
             # Swin normalizes only its last map; the others get a new, untrained LayerNorm.
@@ -88,10 +94,10 @@ def load_weights(net, file, classifier=()):
         state = {name: t for name, t in state.items() if not name.startswith(classifier)}
         missing, unexpected = net.load_state_dict(state, strict=False)
     except Exception as error:  # the zip reader and the restricted unpickler raise many types
-        raise ValueError(f"{file}: not this network's state dict ({str(error)[:200]})") from error
+        raise InputError(f"{file}: not this network's state dict ({str(error)[:200]})") from error
     for name in (*missing, *unexpected):
         if not name.startswith(classifier) and not name.endswith("num_batches_tracked"):
-            raise ValueError(f"{file}: {name} is missing or unexpected")
+            raise InputError(f"{file}: {name} is missing or unexpected")
 
 
 def upsample(x, size, factor, patches):
@@ -144,11 +150,11 @@ class FPN(nn.Module):
 
 def label_counts(logits, labels):
     """TP, P, TN, N of Eq. 14 per attribute: logits (..., B, L), labels (B, L) -> (4, ..., L)."""
-    predicted = (logits > 0).float()  # a probability over 0.5; exactly 0.5 is a no
-    positive = (labels > 0.5).float()  # sums of floats are exact to 2^24 images
-    TP, P = (predicted * positive).sum(-2), positive.sum(-2)
-    TN, N = ((1 - predicted) * (1 - positive)).sum(-2), (1 - positive).sum(-2)
-    return torch.stack(torch.broadcast_tensors(TP, P, TN, N)).double()
+    predicted = logits > 0  # a probability over 0.5; exactly 0.5 is a no
+    positive = labels > 0.5
+    TP, P = (predicted & positive).sum(-2), positive.sum(-2)
+    TN, N = (~predicted & ~positive).sum(-2), (~positive).sum(-2)
+    return torch.stack(torch.broadcast_tensors(TP, P, TN, N))  # int64
 
 
 def mean_accuracy(counts):
@@ -156,7 +162,7 @@ def mean_accuracy(counts):
 
     NaN for attributes without positives or without negatives; `.nanmean(-1)` gives mA.
     """
-    TP, P, TN, N = counts
+    TP, P, TN, N = counts.double()
     return (TP / P + TN / N) / 2
 
 
@@ -165,47 +171,71 @@ class AFSS(nn.Module):
 
     Call `update` after every step and `select` after every epoch: without them all stay at P2. Both
     do nothing once the choice is frozen (`selecting = False`) or where it is fixed. `scales[j]` (0,
-    1 or 2, a Python int: what is not chosen is not computed) is the choice for attribute j. mode:
-    "group", "attribute" (one for each, AFSS* of Tab. 1), or "P1", "P2" or "P3" (fixed).
+    1 or 2, a Python int: what is not chosen is not computed) is the choice for attribute j. The
+    state dict holds the choice and whether it is frozen. mode: "group", "attribute" (a scale for
+    each attribute, AFSS* of Tab. 1), or "P1", "P2" or "P3" (fixed).
     """
+
+    fixed_modes = ("P1", "P2", "P3")
 
     def __init__(self, attribute_groups, mode="group"):
         super().__init__()
-        if mode not in ("group", "attribute", "P1", "P2", "P3"):
+        if mode not in ("group", "attribute", *self.fixed_modes):
             raise ValueError(f"AFSS mode {mode!r}: expected group, attribute, P1, P2 or P3")
         L = len(attribute_groups)
-        self.selecting = mode in ("group", "attribute")
-        self.scales = [1 if self.selecting else ("P1", "P2", "P3").index(mode)] * L
+        self.mode = mode
+        self.selecting = mode not in self.fixed_modes
+        self.scales = [1 if self.selecting else self.fixed_modes.index(mode)] * L
+        # The attributes of one unit share a scale.
         self.units = list(attribute_groups) if mode == "group" else list(range(L))
-        self.register_buffer("counts", torch.zeros(4, 3, L, dtype=torch.float64))
+        # (4, 3, L) int64 from the first `update` on. No buffer: before each forward pass
+        # DistributedDataParallel would put those of process 0 in their place.
+        self.counts = None
 
-    def get_extra_state(self):  # the choice travels in the state dict
-        return list(self.scales)
+    def get_extra_state(self):
+        """For the state dict: the L scales, then 1 while selecting; (L + 1,) int64."""
+        return torch.tensor([*self.scales, int(self.selecting)])
 
-    def set_extra_state(self, scales):
-        if len(scales) != len(self.scales) or not set(scales) <= {0, 1, 2}:
-            raise ValueError(f"AFSS: expected {len(self.scales)} scales, each of them 0, 1 or 2")
-        self.scales = list(scales)
+    def set_extra_state(self, state):
+        *scales, selecting = state.tolist()
+        fits = len(scales) == len(self.scales) and {*scales, selecting} <= {0, 1, 2}
+        if self.mode in self.fixed_modes:
+            fits = fits and scales == self.scales
+        if not fits or len({*zip(self.units, scales, strict=True)}) > len({*self.units}):
+            raise ValueError(f"AFSS state {state.tolist()}: contradicts mode {self.mode}")
+        self.scales = [int(scale) for scale in scales]
+        self.selecting = bool(selecting) and self.mode not in self.fixed_modes
 
     @torch.no_grad()
     def update(self, logits, labels):
-        """Adds a batch to the counts: logits (S, B, L), labels (B, L)."""
-        if self.selecting:
-            self.counts += label_counts(logits, labels)
+        """Adds a batch to the counts: logits (3, B, L), labels (B, L)."""
+        if not self.selecting:
+            return
+        shape = (3, len(labels), len(self.scales))
+        if logits.shape != shape or labels.shape != shape[1:]:
+            given = f"logits {tuple(logits.shape)}, labels {tuple(labels.shape)}"
+            raise ValueError(f"AFSS.update: {given}, expected (3, B, L) and (B, L)")
+        counts = label_counts(logits, labels)
+        self.counts = counts if self.counts is None else self.counts + counts
 
     def select(self):
-        """Chooses by the epoch's counts and clears them; returns mA, (S, L). NaN keeps a choice."""
-        if not self.selecting:
+        """Chooses by the epoch's counts, of all processes, and clears them.
+
+        Returns mA, (3, L), or None where nothing was counted. Where it is NaN a choice is kept.
+        """
+        if not self.selecting or self.counts is None:
             return None
-        mA = mean_accuracy(self.counts).cpu()
-        for unit in set(self.units):  # the attributes of one unit share a scale
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(self.counts)
+        mA = mean_accuracy(self.counts.cpu())
+        self.counts = None
+        for unit in set(self.units):
             members = [j for j, u in enumerate(self.units) if u == unit]
-            score = mA[:, members].nanmean(1)  # (S,)
+            score = mA[:, members].nanmean(1)  # (3,)
             if not score.isnan().any():
                 best = score.argmax().item()  # ties go to the finest scale
                 for j in members:
                     self.scales[j] = best
-        self.counts.zero_()
         return mA
 
 
@@ -216,37 +246,49 @@ class AFSS(nn.Module):
 def prior_region(group, height):
     """Tab. A.11: the rows [top, bottom) of a group's region on a map of this height."""
     top, bottom = PRIOR_REGIONS[group]
-    top, bottom = round(top * height), round(bottom * height)
-    return min(top, height - 1), max(bottom, top + 1)  # at least one row on tiny maps
+    top = min(int(top * height + 0.5), height - 1)  # halves are rounded up
+    return top, max(int(bottom * height + 0.5), top + 1)  # at least one row on tiny maps
 
 
+# The point (1.25, 0.5) on a map of 4 columns lies between 4 corners:
+#   corner (x, y)   (1, 0)   (2, 0)   (1, 1)   (2, 1)
+#   corner_index    1        2        5        6       = image_start + 4 y + x
+#   corner_weight   0.375    0.125    0.375    0.125   such as (1 - 0.25) (1 - 0.5), times W_m
 def bilinear_sample(x, points, weights=None):
     """Bilinear sampling, zero outside the map: sum_m W_m x(P_m).
 
     x (B, C, H, W), points (B, N, M, 2) in pixels of x, weights (B, N, M) -> (B, N, C). Without
     weights: x at points (B, N, 2). Computed in float32 or better, returned in the dtype of x.
     """
+    # This cast stays: from pixel 2 on, bfloat16 resolves 1/64 pixel at best, and up to torch 2.10
+    # CUDA has no bfloat16 gradient of `per_sample_weights`.
     dtype = torch.promote_types(x.dtype, torch.float32)
     points = points.to(dtype)
     if weights is None:
-        points, weights = points.unsqueeze(2), torch.ones_like(points[:, :, :1])
+        points = points.unsqueeze(2)
+        weights = torch.ones_like(points[..., 0])
     B, C, H, W = x.shape
-    indices, shares = [], []
-    for position, size in ((points[..., 0], W), (points[..., 1], H)):
-        low = position.detach().floor()
-        fraction = position - low
-        neighbour = torch.stack([low, low + 1], -1)  # (B, N, M, 2), the pixels on both sides
-        share = torch.stack([1 - fraction, fraction], -1)
-        indices.append(neighbour.int().clamp(0, size - 1))
-        shares.append(share * (neighbour == indices[-1]))  # 0 outside the map
-    # (B, N, M, 2, 2): the 4 corners of each point. A bag sums the 4 M corners of a prior point.
-    first = H * W * torch.arange(B, dtype=torch.int32, device=x.device).view(B, 1, 1, 1, 1)
-    index = first + W * indices[1].unsqueeze(-1) + indices[0].unsqueeze(-2)
-    share = weights[..., None, None] * shares[1].unsqueeze(-1) * shares[0].unsqueeze(-2)
-    index, share = index.flatten(2).flatten(0, 1), share.flatten(2).flatten(0, 1)
-    pixels = x.permute(0, 2, 3, 1).reshape(B * H * W, C).to(dtype)
-    bags = F.embedding_bag(index, pixels, mode="sum", per_sample_weights=share.to(dtype))
-    return bags.unflatten(0, points.shape[:2]).to(x.dtype)  # (B, N, M, C) is never materialized
+    low = points.detach().floor()
+    pixels = torch.stack([low, low + 1], -1)  # (B, N, M, 2, 2): of x and of y, both neighbours
+    columns = pixels[..., 0, :].clamp(0, W - 1)
+    rows = pixels[..., 1, :].clamp(0, H - 1)
+    inside = pixels == torch.stack([columns, rows], -2)
+    fraction = points - low
+    weight = torch.stack([1 - fraction, fraction], -1) * inside  # zero outside the map
+
+    image_start = H * W * torch.arange(B, dtype=torch.int32, device=x.device)
+    row_start = image_start.view(B, 1, 1, 1) + W * rows.int()
+    corner_index = row_start.unsqueeze(-1) + columns.int().unsqueeze(-2)  # (B, N, M, 2, 2)
+    corner_weight = weight[..., 1, :].unsqueeze(-1) * weight[..., 0, :].unsqueeze(-2)
+    corner_weight = corner_weight * weights[..., None, None]
+    # A bag sums the 4 M corners of a prior point, so that (B, N, M, C) is never materialized.
+    bags = F.embedding_bag(
+        corner_index.flatten(2).flatten(0, 1),
+        x.permute(0, 2, 3, 1).reshape(B * H * W, C).to(dtype),
+        mode="sum",
+        per_sample_weights=corner_weight.flatten(2).flatten(0, 1).to(dtype),
+    )
+    return bags.unflatten(0, points.shape[:2]).to(x.dtype)
 
 
 class OffsetSampling(nn.Module):
@@ -256,23 +298,30 @@ class OffsetSampling(nn.Module):
     a tenth of the learning rate: at the full rate points leave the map.
     """
 
+    # Where the points start, on a ring around P_n: evenly, since points that start together get
+    # equal gradients, so stay together; and off the pixels' rows and columns on all grids of PLE-S
+    # at 256x192 and 128x96, since there the gradient of bilinear interpolation jumps.
+    start_radius = 0.62  # map pixels
+    start_angle = 13.55  # degrees
+
     def __init__(self, channels=256, M=3):
         super().__init__()
         self.M = M
         self.predict = nn.Linear(channels, 3 * M)  # M offsets (x, y), then M weights
         self.A = nn.Linear(channels, channels, bias=False)
-        # Half a pixel around P_n: points that start together get equal gradients, so stay together.
-        angle = 2 * torch.pi * torch.arange(M) / M
-        radius = 0.5 if M > 1 else 0.0
-        ring = radius * torch.stack([angle.cos(), angle.sin()], 1).flatten()
+        angle = 2 * torch.pi * (torch.arange(M) / M + self.start_angle / 360)
+        ring = self.start_radius * torch.stack([angle.cos(), angle.sin()], 1)
         nn.init.zeros_(self.predict.weight)
-        self.predict.bias.data = torch.cat([ring, torch.zeros(M)])
+        self.predict.bias.data = torch.cat([ring.flatten(), torch.zeros(M)])
         nn.init.eye_(self.A.weight)
 
     def forward(self, x, points):
         """x (B, C, H, W), points P_n (B, N, 2) in pixels of x -> (B, N, C)."""
         reference = bilinear_sample(x, points)  # (B, N, C)
-        offsets, weights = self.predict(reference).split([2 * self.M, self.M], 2)
+        # Not in autocast's bfloat16, in which offsets move in steps of 1/512 pixel and coarser.
+        with torch.autocast(x.device.type, enabled=False):
+            predicted = self.predict(reference.to(self.predict.weight.dtype))
+        offsets, weights = predicted.split([2 * self.M, self.M], 2)
         places = points.unsqueeze(2) + offsets.unflatten(2, (self.M, 2))  # (B, N, M, 2)
         return self.A(bilinear_sample(x, places, weights.softmax(2)))
 
@@ -302,9 +351,12 @@ class PLE_K(nn.Module):
         """x (B, C, H, W), keypoints (B, 16, 2) in pixels of x -> a list, (B, C, n) per group."""
         if keypoints is None or keypoints.shape != (x.shape[0], 16, 2):
             raise ValueError("PLE-K: expected keypoints (B, 16, 2), in MPII's order")
-        members = [KEYPOINT_GROUPS[group if self.prior else "all"] for group in groups]
-        points = torch.stack([keypoints[:, n] for n in sum(members, [])], 1)
-        features = self.sample(x, points).split([len(group) for group in members], 1)
+        members, points = [], []
+        for group in groups:
+            chosen = KEYPOINT_GROUPS[group if self.prior else "all"]
+            members.append(len(chosen))
+            points += [keypoints[:, n] for n in chosen]
+        features = self.sample(x, torch.stack(points, 1)).split(members, 1)
         return [feature.transpose(1, 2) for feature in features]
 
 
@@ -316,8 +368,11 @@ class PLE_S(nn.Module):
 
     def __init__(self, channels=256, M=3, ratio=0.75, offsets=True, prior=True):
         super().__init__()
+        if not 0 < ratio <= 1:
+            raise ValueError(f"ratio {ratio}: expected more than 0, at most 1")
         self.ratio, self.prior = ratio, prior
         self.sample = OffsetSampling(channels, M) if offsets else bilinear_sample
+        self.grids = {}  # those of `points`, made once for a size
 
     def points(self, group, height, width, device=None):
         """The grid on a map of this size, centred in the group's region: (rows, columns, 2)."""
@@ -331,7 +386,12 @@ class PLE_S(nn.Module):
 
     def forward(self, x, groups, keypoints=None):
         """x (B, C, H, W) -> a list, (B, C, rows, columns) per group."""
-        grids = [self.points(group, *x.shape[2:], x.device) for group in groups]
+        key = (*groups, *x.shape[2:], x.device)
+        grids = self.grids.get(key)
+        if grids is None:
+            grids = [self.points(group, *x.shape[2:], x.device) for group in groups]
+            if not torch.compiler.is_compiling():  # a tracer's tensors are not to be kept
+                self.grids[key] = grids
         points = torch.cat([grid.flatten(0, 1) for grid in grids]).expand(x.shape[0], -1, 2)
         features = self.sample(x, points).split([grid[..., 0].numel() for grid in grids], 1)
         pairs = zip(features, grids, strict=True)
@@ -379,8 +439,9 @@ class SSPNet(nn.Module):
         channels=256,
     ):
         super().__init__()
-        for group in set(attribute_groups) - set(GROUPS):
-            raise ValueError(f"group {group!r}: expected one of {', '.join(GROUPS)}")
+        unknown = set(attribute_groups) - set(GROUPS)
+        if unknown:
+            raise ValueError(f"groups {sorted(unknown)}: expected some of {', '.join(GROUPS)}")
         self.attribute_groups = list(attribute_groups)
         self.backbone = Backbone(backbone, weights) if isinstance(backbone, str) else backbone
         self.patches = getattr(self.backbone, "patches", False)
@@ -406,16 +467,25 @@ class SSPNet(nn.Module):
         """(B, 3, H, W) -> [P1, P2, P3]; None for scales that no attribute uses."""
         return self.fpn(self.backbone(images), self.afss.scales if scales is None else scales)
 
-    def attribute_logits(self, maps, keypoints=None, scales=None):
-        """A list of L logits (B,): attribute j from maps[scales[j]], by default AFSS's choice."""
+    def attribute_logits(self, maps, keypoints=None, scales=None, apart=False):
+        """A list of L logits (B,): attribute j from maps[scales[j]], by default AFSS's choice.
+
+        apart: each group's points are sampled in a call of their own, so that an attribute's
+        gradient does not go back through the points of other groups.
+        """
         scales = self.afss.scales if scales is None else scales
         logits = [None] * len(scales)
         for s in sorted(set(scales)):
             here = [j for j, scale in enumerate(scales) if scale == s]
             groups = sorted({self.attribute_groups[j] for j in here})
-            scale = self.strides[s], self.patches
-            points = None if keypoints is None else image_to_map(keypoints, *scale)
-            for group, x in zip(groups, self.ple(maps[s], groups, points), strict=True):
+            points = None
+            if keypoints is not None:
+                points = image_to_map(keypoints, self.strides[s], self.patches)
+            regions = []
+            calls = [[group] for group in groups] if apart else [groups]
+            for call in calls:
+                regions += self.ple(maps[s], call, points)
+            for group, x in zip(groups, regions, strict=True):
                 feature = pyramid_pool(x)  # F_g of Eq. 5, 7, 9
                 group_logits = self.heads[group](feature).unbind(1)
                 for j, logit in zip(self.members[group], group_logits, strict=True):
@@ -459,7 +529,7 @@ class Baseline(nn.Module):
         """(B, 3, H, W) -> [C5]."""
         return self.backbone(images)[-1:]
 
-    def attribute_logits(self, maps, keypoints=None):
+    def attribute_logits(self, maps, keypoints=None, apart=False):
         """[C5] -> a list of L logits (B,)."""
         return list(self.head(maps[0].mean((2, 3))).unbind(1))
 
@@ -490,31 +560,40 @@ def imbalance_weights(labels, positive_ratio):
 
 
 def weighted_bce(logits, labels, positive_ratio):
-    """Eq. 10, with its minus sign: summed over attributes, averaged over images (and scales).
+    """Eq. 10 with its minus sign, for each attribute: averaged over images (and scales).
 
-    logits (..., B, L), labels (B, L); positive_ratio (L,) is r_j, from the training set -> scalar.
+    Its sum over attributes is Eq. 10. logits (..., B, L), labels (B, L); positive_ratio (L,) is
+    r_j, from the training set -> (L,).
     """
-    labels = labels.to(logits.dtype).expand_as(logits)
-    weights = imbalance_weights(labels, positive_ratio)
+    shape = logits.shape[-2], len(positive_ratio)
+    if logits.shape[-2:] != shape or labels.shape != shape:
+        given = f"logits {tuple(logits.shape)}, labels {tuple(labels.shape)}"
+        raise ValueError(f"loss: {given}, expected (..., B, L) and (B, L) with L = {shape[1]}")
+    labels = labels.to(logits.dtype)
+    weights = imbalance_weights(labels, positive_ratio).expand_as(logits)
+    labels = labels.expand_as(logits)
     bce = F.binary_cross_entropy_with_logits(logits, labels, weights, reduction="none")
-    return bce.sum(-1).mean()
+    return bce.flatten(0, -2).mean(0)
 
 
 class HierarchicalLoss(nn.Module):
-    """Eq. 12: Eq. 10 on each group's attributes, summed over the groups."""
+    """Eq. 12: Eq. 10 on each group's attributes, summed over the groups.
+
+    Since Eq. 10 is itself a sum over attributes, this equals Eq. 10 on all of them.
+    """
 
     def __init__(self, attribute_groups, positive_ratio):
         super().__init__()
+        L = len(positive_ratio)
+        if len(attribute_groups) != L:
+            raise ValueError(f"loss: {len(attribute_groups)} groups, expected one for each of {L}")
+        groups = sorted(set(attribute_groups))
+        rows = [[float(own == group) for own in attribute_groups] for group in groups]
         self.register_buffer("positive_ratio", positive_ratio)
-        self.groups = sorted(set(attribute_groups))
-        for group in self.groups:  # a buffer moves with `.to(device)`
-            members = [j for j, g in enumerate(attribute_groups) if g == group]
-            self.register_buffer(group, torch.tensor(members))
+        self.register_buffer("membership", torch.tensor(rows, dtype=positive_ratio.dtype))  # (G, L)
 
     def forward(self, logits, labels):
         """logits (..., B, L), labels (B, L) -> a scalar."""
-        total = 0
-        for group in self.groups:
-            j = getattr(self, group)
-            total = total + weighted_bce(logits[..., j], labels[..., j], self.positive_ratio[j])
-        return total
+        by_attribute = weighted_bce(logits, labels, self.positive_ratio)
+        by_group = (self.membership * by_attribute).sum(1)  # Loss_g
+        return by_group.sum()

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import math
 import os
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -26,7 +25,7 @@ import evaluate  # noqa: E402
 import localize  # noqa: E402
 import train  # noqa: E402
 from data import PA100K_GROUPS  # noqa: E402
-from sspnet import Backbone, Baseline, SSPNet  # noqa: E402
+from sspnet import Backbone, Baseline, HierarchicalLoss, SSPNet  # noqa: E402
 
 ATTRIBUTES, PA100K = list(PA100K_GROUPS), list(PA100K_GROUPS.values())
 FEW_GROUPS = ["torso", "head", "all", "bottom", "head"]
@@ -54,7 +53,8 @@ def thin(weights=None):
 
 
 Backbone.names += ("thin",)
-SIZES = words("--size 64 48 --channels 8 --batch-size 8 --freeze 0 --workers 0 --device cpu")
+DEVICE = os.environ.get("SSPNET_DEVICE", "cpu")  # such as cuda, for the trainings of all tests
+SIZES = words(f"--size 64 48 --channels 8 --batch-size 8 --freeze 0 --workers 0 --device {DEVICE}")
 TINY_RESNET18 = [*words("--images 16 --epochs 3"), *SIZES]  # on the synthetic set
 TINY = [*TINY_RESNET18, "--backbone", "thin"]
 SMALL = [*words("--weights none --epochs 1 --backbone thin"), *SIZES]  # on others
@@ -72,17 +72,6 @@ def random_model(ple, backbone="resnet18", seed=12, **options):
     if ple == "none":
         return Baseline(FEW_GROUPS, backbone)
     return SSPNet(FEW_GROUPS, ple, backbone, channels=16, **options)
-
-
-def value_at(x, px, py):
-    """Bilinear interpolation of x (C, H, W) at one point, from its four pixels, zero outside."""
-    value = torch.zeros(len(x), dtype=x.dtype)
-    for row in (math.floor(py), math.floor(py) + 1):
-        for column in (math.floor(px), math.floor(px) + 1):
-            if 0 <= row < x.shape[1] and 0 <= column < x.shape[2]:
-                share = (1 - abs(px - column)) * (1 - abs(py - row))
-                value = value + share * x[:, row, column]
-    return value
 
 
 # ---- Commands, in this process: importing torch anew takes seconds
@@ -170,6 +159,25 @@ def assert_same(a, b, path=""):
 def log_rows(folder):
     """The rows of a training's log.csv, as dicts of strings."""
     return list(csv.DictReader((folder / "log.csv").read_text().splitlines()))
+
+
+def steps_of(amp=None, device="cpu", count=2, scale=None):
+    """Steps of the product on 8 images each: the state after them, the loss, how many were made.
+
+    scale: the fp16 scaler's first one, if not its own.
+    """
+    options = words("--ple S --size 64 48 --channels 8 --backbone thin --epochs 1 --batch-size 8")
+    args = train.parse_arguments([*options, "--images", str(8 * count), "--device", device])
+    config = {**vars(args), "amp": amp}
+    batches, _ = train.open_splits(config)
+    state = train.make_state(config, len(batches))
+    if scale:
+        state["scaler"] = torch.amp.GradScaler(device, init_scale=scale)
+    split = batches.dataset.split
+    loss_of = HierarchicalLoss(split.groups, torch.from_numpy(split.labels.mean(0))).to(device)
+    network = train.wrap(state["model"])
+    done = train.train_one_epoch(0, 1, state, network, loss_of, batches, args.device, amp)
+    return state, *done
 
 
 # ---- Datasets

@@ -6,7 +6,17 @@ import os
 import numpy as np
 import pytest
 import torch
-from conftest import ATTRIBUTES, PA100K, command, load, read_json, refuse, succeed, words
+from conftest import (
+    ATTRIBUTES,
+    PA100K,
+    command,
+    load,
+    read_json,
+    refuse,
+    succeed,
+    words,
+    write_keypoints,
+)
 
 import data
 from data import Split, synthetic
@@ -65,7 +75,7 @@ def test_undefined_attributes_are_left_out_and_counted():
     assert result["mA"] == pytest.approx(100 * reference_metrics(logits > 0, labels)["mA"])
     known = ATTRIBUTES[:4], PA100K[:4], ["x"] * 20, ["x"] * 20
     text = "\n".join(report(Split("t", *known, labels.numpy()), logits, labels)[1])
-    assert text.count("nan") == 3
+    assert text.count("undefined") == 3
     assert "2 attributes have no positives or no negatives" in text
 
 
@@ -79,7 +89,10 @@ def test_group_means_skip_undefined_attributes():
 
 @pytest.mark.parametrize("ple", ["S", "K", "R", "none"])
 def test_evaluate_end_to_end(trained, ple):
-    printed = succeed("evaluate.py", trained[ple], *words("--images 12 --json e.json"))
+    options = words(
+        "--images 12 --json e.json --amp bf16" if ple == "R" else "--images 12 --json e.json"
+    )
+    printed = succeed("evaluate.py", trained[ple], *options)
     result = read_json("e.json")
     assert result["images"] == 12
     assert len(result["attributes"]) == 26
@@ -110,9 +123,41 @@ def test_predictions_suffice_for_any_other_measure(trained):
 def test_results_are_written_before_they_are_printed(trained, monkeypatch, name):
     """A closed standard output loses what is printed alone."""
     monkeypatch.setattr("builtins.print", lambda *a, **k: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(ZeroDivisionError):  # a bug shows its traceback
         command(name, trained["R"], *words("--images 8 --json r.json"))
     assert read_json("r.json")["config"]["ple"] == "R"
+
+
+def test_no_result_is_written_over_an_input_or_in_part(trained, tmp_path, monkeypatch):
+    best = tmp_path / "best.pt"
+    best.write_bytes(trained["K"].read_bytes())
+    write_keypoints(tmp_path / "k.npz", ["x"])
+    for name in ("evaluate.py", "localize.py"):
+        assert "best.pt" in refuse(name, best, "--images", "2", "--json", "./best.pt")
+    keypoints = words("--keypoints k.npz --predictions k.npz")
+    assert "k.npz" in refuse("evaluate.py", best, *keypoints)
+    assert best.read_bytes() == trained["K"].read_bytes()
+    data.write_json("r.json", {"value": 1})
+
+    def fails(path, text):  # as on a full disk
+        path.write_bytes(text[:3].encode())
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_text", fails)
+    with pytest.raises(OSError, match=r"r\.json"):
+        data.write_json("r.json", {"value": 2})
+    monkeypatch.undo()
+    assert read_json(tmp_path / "r.json") == {"value": 1}
+
+
+def test_the_raw_weights_are_not_measured(trained, tmp_path):
+    """last.pt has both."""
+    last = load(trained["R"].with_name("last.pt"))
+    for tensor in last["model"].values():
+        tensor.zero_()
+    torch.save(last, tmp_path / "last.pt")
+    printed = [succeed("evaluate.py", file, "--images", "8") for file in (trained["R"], "last.pt")]
+    assert printed[0] == printed[1]
 
 
 def test_json_has_null_for_what_is_undefined():
@@ -145,7 +190,8 @@ def test_a_checkpoint_that_differs_or_holds_code_is_named_and_nothing_runs(train
         {"weights": 1},
         {**good, "config": {**good["config"], "ple": "Q"}},
         {**good, "ema": {**good["ema"], "heads.head.weight": torch.zeros(3, 3)}},
-        {**good, "ema": {**good["ema"], "afss._extra_state": [7] * 26}},
+        {**good, "ema": {**good["ema"], "afss._extra_state": torch.tensor([7] * 27)}},
+        {**good, "ema": {**good["ema"], "heads.head.bias": torch.full((2,), math.nan)}},
     ):
         torch.save(content, tmp_path / "bad.pt")
         assert "bad.pt" in refuse("evaluate.py", tmp_path / "bad.pt")

@@ -1,23 +1,25 @@
 """Boxes of a split, panels, the command and bad input."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
 from conftest import load, random_model, read_json, refuse, succeed, words, write_keypoints
 from PIL import Image
+from torch.testing import assert_close
 
 import localize
-from data import Pedestrians, Split, loader, synthetic
+from data import Pedestrians, Split, loader, read_image, synthetic
+from evaluate import load_model
 from localize import (
     TILE,
     box_iou,
     chosen_attributes,
+    find,
     find_boxes,
     heatmap_to_box,
     panel,
     response_maps,
+    tabulate,
     tile_size,
     to_image,
 )
@@ -37,7 +39,7 @@ def test_panel_draws_both_boxes():
 
 
 def test_attributes_are_chosen_by_name_in_any_case():
-    assert chosen_attributes(None, ["Hat", "boots"]) == [0, 1]
+    assert chosen_attributes(None, ["Hat", "boots"]) is None
     assert chosen_attributes(["Boots"], ["Hat", "boots"]) == [1]
 
 
@@ -61,9 +63,8 @@ def test_a_record_has_the_boxes_of_the_outputs_that_stand_for_its_attribute():
     first = Pedestrians(split, (64, 48))[0][0]
     logits = model(first[None])[0].tolist()
     output_indices = [sorted(pair, key=logits.__getitem__) for pair in ([3, 0], [1, 4])]
-    args = SimpleNamespace(device="cpu", cam="grad-cam-p", threshold=[0.3, 0.6], attributes=["all"])
-    batches = loader(split, (64, 48), 4)
-    probabilities, records = find_boxes(model, split, output_indices, batches, [0, 1], args)
+    thresholds, batches = [0.3, 0.6], loader(split, (64, 48), 4)
+    records = list(find_boxes(model, split, output_indices, batches, [0, 1], thresholds))
     assert len(records) == 12
     chosen = set()
     for record in records:
@@ -74,15 +75,62 @@ def test_a_record_has_the_boxes_of_the_outputs_that_stand_for_its_attribute():
         chosen.add((k, output_indices[k].index(j)))
         stride = model.strides[model.map_of(j)]
         heat = to_image(responses[j][0], stride, False, (64, 48), (96, 72))
-        for threshold, box in zip(args.threshold, record["boxes"], strict=True):
+        assert_close(record["heat"], heat, atol=1e-5, rtol=1e-4)
+        for threshold, box in zip(thresholds, record["boxes"], strict=True):
             assert box == pytest.approx(heatmap_to_box(heat, threshold))
         assert record["probability"] == pytest.approx(logits[0, j].sigmoid().item(), abs=1e-5)
-        assert probabilities[i, k] == pytest.approx(record["probability"])
         assert record["true_box"] == ([5, 10, 30, 40] if (i, k) == (2, 1) else None)
         if record["true_box"]:
             expected = [box_iou(box, (5, 10, 30, 40)) for box in record["boxes"]]
             assert record["IoU"] == pytest.approx(expected)
     assert (0, 1) in chosen  # the higher output was not the first
+
+
+def test_find_gives_a_photos_predicted_attributes_and_boxes_in_its_pixels(trained, tmp_path):
+    """As the command does, by a path and by a tensor."""
+    write_photos(tmp_path / "q")
+    write_keypoints(tmp_path / "k.npz", ["0.png", "1.png"])
+    photo, points = tmp_path / "q/0.png", np.full((16, 2), 10.0)
+    for ple in ("S", "K"):
+        model, config = load_model(trained[ple])
+        found = find(model, config, photo, points)
+        again = find(model, config, read_image(photo), torch.from_numpy(points))
+        assert found == again
+        options = words("--panels 0 --json l.json --threshold 0.2 0.4")
+        options += ["--keypoints", tmp_path / "k.npz"] if ple == "K" else []
+        succeed("localize.py", trained[ple], photo, *options)
+        records = read_json("l.json")["records"]
+        assert len(found) == len(records) > 0
+        assert [one["probability"] for one in found] == sorted(
+            (record["probability"] for record in records), reverse=True
+        )
+        for record in records:
+            (same,) = [one for one in found if one["attribute"] == record["attribute"]]
+            assert same["probability"] == pytest.approx(record["probability"], abs=1e-5)
+            assert list(same["box"]) == record["boxes"][0]
+    with pytest.raises(ValueError, match="keypoints"):
+        find(model, config, photo)
+
+
+def test_pcc_and_iou_are_of_the_first_threshold_and_of_both_populations():
+    split = Split("t", ["a"], ["all"], ["x"], ["x"], [[1]])
+    records = [{"attribute": 0, "probability": 0.9}]  # without a true box
+    for p, iou in ((0.1, 0.2), (0.6, 0.1), (0.7, 0.3), (0.9, 0.2)):
+        records.append({"attribute": 0, "probability": p, "IoU": [iou, 1 - iou]})
+    scores, lines = tabulate(split, records, [0.2, 0.5])
+    (row,) = scores["attributes"]
+    assert row["boxes"] == 4
+    assert row["IoU"] == pytest.approx(0.2)
+    assert row["PCC"] == pytest.approx(
+        np.corrcoef([0.2, 0.1, 0.3, 0.2], [0.1, 0.6, 0.7, 0.9])[0, 1]
+    )
+    assert row["predicted"]["boxes"] == 3
+    assert row["predicted"]["PCC"] == pytest.approx(
+        np.corrcoef([0.1, 0.3, 0.2], [0.6, 0.7, 0.9])[0, 1]
+    )
+    assert scores["IoU_by_threshold"] == pytest.approx([0.2, 0.8])
+    assert scores["average"]["predicted"]["IoU"] == pytest.approx(0.2)
+    assert "0.200" in lines[-2]
 
 
 # ---- The command
@@ -91,7 +139,8 @@ def test_a_record_has_the_boxes_of_the_outputs_that_stand_for_its_attribute():
 @pytest.mark.parametrize("ple", ["S", "K", "R", "none"])
 def test_localize_end_to_end(trained, tmp_path, ple):
     options = words("--images 12 --panels 3 --out p --json l.json --cam")
-    succeed("localize.py", trained[ple], *options, "grad-cam" if ple == "R" else "grad-cam-p")
+    options += words("grad-cam --amp bf16") if ple == "R" else ["grad-cam-p"]
+    succeed("localize.py", trained[ple], *options)
     scores = read_json("l.json")
     boxed = np.isfinite(synthetic("test", images=12).boxes[:, :, 0])
     assert sum(row["boxes"] for row in scores["attributes"]) == boxed.sum()
@@ -171,7 +220,8 @@ def test_ple_k_on_ones_own_photos(trained, tmp_path):
     options = words("--keypoints k.npz --attributes Hat --out p --json l.json")
     succeed("localize.py", trained["K"], tmp_path / "q", *options)
     records = read_json("l.json")["records"]
-    assert [record["image"] for record in records] == ["0.png", "1.png"]
+    files = [str(tmp_path / "q" / name) for name in ("0.png", "1.png")]
+    assert [record["image"] for record in records] == files
     assert all(record["true_box"] is None and "IoU" not in record for record in records)
 
 
@@ -183,6 +233,9 @@ def test_ple_k_on_ones_own_photos(trained, tmp_path):
         ("S nowhere.jpg", "nowhere.jpg"),
         ("S --images 2 --attributes Wig", "Wig"),
         ("S --threshold 0", "--threshold"),
+        ("S --panels -1", "--panels"),
+        ("S photo.jpg --split val", "--split"),
+        ("S photo.jpg --data PCS", "--data"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_status_2(trained, options, named):

@@ -1,11 +1,13 @@
 """The parts of sspnet.py and how they are wired: a whole model against a slow reference."""
 
 import ast
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import FEW_GROUPS, PA100K, random_model, value_at
+from conftest import FEW_GROUPS, PA100K, random_model
+from test_equations import value_at
 from torch.testing import assert_close
 from torchvision.models import get_model
 
@@ -25,6 +27,8 @@ from sspnet import (
     OffsetSampling,
     SSPNet,
     bilinear_sample,
+    label_counts,
+    mean_accuracy,
     prior_region,
     upsample,
 )
@@ -42,24 +46,40 @@ def test_bilinear_sample_is_zero_far_away_and_has_the_gradients_of_its_inputs():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("M", [1, 3, 5])
-def test_offset_points_start_evenly_around_the_prior_point_with_equal_weights(M):
+@pytest.mark.parametrize("M", [1, 2, 3, 4, 5])
+def test_offset_points_start_on_a_ring_off_the_pixels_rows_and_columns(M):
+    """There the gradient of bilinear interpolation jumps. Evenly on the ring, since equal points
+    would never part in training, with equal weights; on all grids of 256x192 and 128x96."""
     module = OffsetSampling(4, M)
     predicted = module.predict(torch.randn(4))
     offsets, weights = predicted[: 2 * M].reshape(M, 2), predicted[2 * M :].softmax(0)
-    assert_close(offsets.mean(0), torch.zeros(2), atol=1e-6, rtol=0)
-    assert_close(offsets.norm(dim=1), torch.full((M,), 0.5 if M > 1 else 0.0))
-    assert M == 1 or torch.pdist(offsets).min() > 0.5  # equal ones would never part in training
+    assert_close(offsets.norm(dim=1), torch.full((M,), 0.62))
+    assert M == 1 or offsets.mean(0).abs().max() < 1e-6
+    assert M == 1 or torch.pdist(offsets).min() > 0.5
     assert_close(weights, torch.full((M,), 1 / M))
     assert_close(module.A.weight, torch.eye(4))
+    for height, width in ((64, 48), (32, 24), (16, 12), (8, 6)):
+        for ratio in (0.75, 1):
+            for group in GROUPS:
+                starts = PLE_S(4, ratio=ratio).points(group, height, width).unsqueeze(2) + offsets
+                distances = (starts - starts.round()).abs()
+                assert distances[..., 0].min() > 0.02
+                # The 55 rows of 64 leave gaps of 1 / 55 pixel, of which 0.02 is more than a half.
+                rare = (group, height, ratio) == ("all", 64, 0.75)
+                assert distances[..., 1].min() > (0.003 if rare else 0.02)
 
 
 @torch.no_grad()
-def test_bilinear_sample_computes_in_float32_under_autocast():
+def test_sampling_and_offsets_are_computed_in_float32_under_autocast():
     x, points = torch.randn(1, 4, 5, 5, dtype=torch.bfloat16), torch.full((1, 1, 2), 1.5)
+    module = OffsetSampling(4, 3)
+    module.predict.register_forward_hook(lambda _, inputs, out: found.extend([*inputs, out]))
+    found = []
     with torch.autocast("cpu", torch.bfloat16):
-        found = bilinear_sample(x, points)
-    assert torch.equal(found[0, 0], x[0, :, 1:3, 1:3].float().mean((1, 2)).bfloat16())
+        sampled = bilinear_sample(x, points)
+        module(x, points)
+    assert torch.equal(sampled[0, 0], x[0, :, 1:3, 1:3].float().mean((1, 2)).bfloat16())
+    assert [tensor.dtype for tensor in found] == [torch.float32] * 2
 
 
 @torch.no_grad()
@@ -173,16 +193,53 @@ def test_afss_selects_anew_each_epoch_and_treats_what_is_undefined_or_equal():
     assert afss.scales == [1, 1, 1]  # undefined: kept
 
 
-def test_afss_choice_and_counts_travel_in_the_state_dict(tmp_path):
-    afss, other = AFSS(["head", "all"]), AFSS(["head", "all"])
-    afss.update(torch.randn(3, 4, 2), torch.ones(4, 2))
-    afss.scales = [2, 0]
-    torch.save(afss.state_dict(), tmp_path / "afss.pt")
-    other.load_state_dict(torch.load(tmp_path / "afss.pt", weights_only=True))
-    assert other.scales == [2, 0]
-    assert_close(other.counts, afss.counts)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_changes_no_count(dtype):
+    """300 batches of 32, more than either type can count."""
+    torch.manual_seed(7)
+    logits, labels = torch.randn(3, 9600, 2), (torch.rand(9600, 2) < 0.3).float()
+    expected, afss = mean_accuracy(label_counts(logits, labels)), AFSS(["head", "all"]).to(dtype)
+    for batch in range(300):
+        rows = slice(32 * batch, 32 * batch + 32)
+        afss.update(logits[:, rows], labels[rows])
+    assert torch.equal(afss.select(), expected)
+
+
+def test_afss_choice_and_whether_it_is_frozen_travel_in_the_state_dict_as_tensors(tmp_path):
+    model, other = random_model("R"), random_model("R")
+    model.afss.scales, model.afss.selecting = [2, 0, 1, 1, 0], False
+    torch.save(model.state_dict(), tmp_path / "m.pt")
+    state = torch.load(tmp_path / "m.pt", weights_only=True)
+    average = {name: (tensor + tensor) / 2 for name, tensor in state.items()}
+    for given in (state, average):
+        other.afss.selecting = True
+        other.load_state_dict(given)
+        assert other.afss.scales == [2, 0, 1, 1, 0]
+        assert not other.afss.selecting
+
+
+@pytest.mark.parametrize(
+    "mode, state",
+    [
+        ("P1", [1, 1, 1, 0]),  # the choice of a group
+        ("group", [0, 3, 0, 1]),
+        ("group", [0, 1, 1]),
+        ("group", [0, 1, 2, 1]),  # the scales of one group differ, as AFSS*'s may
+        ("attribute", [0, 0.5, 2, 1]),  # the average of two choices
+    ],
+)
+def test_afss_refuses_a_state_that_contradicts_it(mode, state):
+    afss = AFSS(["head", "all", "head"], mode)
+    before = list(afss.scales)
     with pytest.raises(ValueError, match="AFSS"):
-        other.set_extra_state([0, 3])
+        afss.set_extra_state(torch.tensor(state))
+    assert afss.scales == before
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 2), (4, 2), (3, 4, 1), (3, 5, 2)])
+def test_afss_refuses_logits_that_are_not_of_three_scales(shape):
+    with pytest.raises(ValueError, match="AFSS"):
+        AFSS(["head", "all"]).update(torch.zeros(shape), torch.ones(4, 2))
 
 
 @pytest.mark.parametrize("mode", ["group", "P3"])
@@ -191,7 +248,7 @@ def test_afss_counts_and_selects_nothing_once_frozen_or_fixed(mode):
     afss.selecting, before = False, list(afss.scales)
     labels = torch.tensor([[1.0], [0.0]])
     afss.update((2 * labels - 1)[None], labels)
-    assert afss.counts.sum() == 0
+    assert afss.counts is None
     assert afss.select() is None
     assert afss.scales == before
 
@@ -382,12 +439,45 @@ def test_ple_k_takes_16_points_for_each_image_alone(shape):
         random_model("K").eval()(torch.zeros(2, 3, 64, 48), shape and torch.zeros(shape))
 
 
-def test_the_loss_takes_labels_of_any_type():
+def test_the_loss_takes_labels_of_any_type_but_of_the_logits_shape_alone():
     torch.manual_seed(23)
     logits, labels = torch.randn(3, 4, 2), torch.rand(4, 2) < 0.5
     loss = HierarchicalLoss(["head", "all"], torch.tensor([0.2, 0.6]))
     for dtype in (torch.int64, torch.bool):
         assert_close(loss(logits, labels.to(dtype)), loss(logits, labels.float()))
+    for shape in ((2,), (1, 2), (4, 3), (4, 1), (3, 4, 2)):
+        with pytest.raises(ValueError, match="loss"):
+            loss(logits, torch.ones(shape))
+    with pytest.raises(ValueError, match="loss"):
+        loss(torch.randn(3, 4, 1), torch.ones(4, 1))
+    with pytest.raises(ValueError, match="loss"):
+        HierarchicalLoss(["head", "all"], torch.full((3,), 0.2))
+
+
+def test_a_region_has_a_row_or_more_and_halves_are_rounded_up():
+    assert prior_region("torso", 4) == (1, 3)
+    for height in range(1, 20):
+        for group in GROUPS:
+            top, bottom = prior_region(group, height)
+            assert 0 <= top < bottom <= height
+
+
+@pytest.mark.parametrize("ratio", [0, 75, float("nan")])
+def test_a_ratio_is_a_share(ratio):
+    with pytest.raises(ValueError, match="ratio"):
+        PLE_S(ratio=ratio)
+
+
+@pytest.mark.parametrize("first", ["inference", "training"])
+def test_the_grids_of_ple_s_are_kept_for_inference_and_training(first):
+    model, images = random_model("S"), torch.randn(2, 3, 64, 48)
+    for mode in ("inference", "training") if first == "inference" else ("training", "inference"):
+        if mode == "inference":
+            with torch.inference_mode():
+                model.eval()(images)
+        else:
+            model.train()(images).sum().backward()
+    assert model.ple.sample.predict.weight.grad.abs().sum() > 0
 
 
 # ---- Response maps over the image
@@ -426,6 +516,27 @@ def test_response_maps_give_the_models_logits_from_one_forward_of_the_backbone(p
     assert len(responses) == 5
     assert_close(logits, expected)
     assert all(p.grad is None for p in model.parameters())
+    with torch.inference_mode():
+        again = response_maps(model, images.clone(), range(5), keypoints.clone())
+    assert_close(again, (logits, responses))
+    with pytest.raises(ValueError, match="eval"):
+        response_maps(model.train(), images, range(5), keypoints)
+
+
+def test_a_response_map_goes_back_through_its_own_groups_points_alone():
+    model, sampled = random_model("S").eval(), []
+    model.afss.scales = [0] * 5
+    sample = model.ple.sample.forward
+
+    def record(x, points):
+        sampled.append(points.shape[1])
+        return sample(x, points)
+
+    model.ple.sample.forward = record
+    response_maps(model, torch.randn(1, 3, 64, 48), range(5))
+    model(torch.randn(1, 3, 64, 48))
+    assert len(sampled) == len(set(FEW_GROUPS)) + 1  # a call for each group; the model's one
+    assert sampled[-1] == sum(sampled[:-1])
 
 
 def test_the_baselines_response_map_matches_loops():
@@ -442,13 +553,40 @@ def test_the_baselines_response_map_matches_loops():
 # ---- Compile, export, copy
 
 
-def test_compiles_to_one_graph_in_evaluation_and_in_frozen_training():
+def first_gradients(network, module, *inputs):
+    """Of the module's parameters, but the unused; the network is the module, perhaps compiled."""
+    module.zero_grad()
+    network(*inputs)[0].square().sum().backward()
+    return [p.grad for p in module.parameters() if p.grad is not None]
+
+
+def assert_close_to_the_largest(expected, found):
+    largest = max(gradient.abs().max() for gradient in expected)
+    for one, other in zip(expected, found, strict=True):
+        assert (one - other).abs().max() < 1e-4 * largest
+
+
+def test_inductor_starts_with_the_gradients_of_eager():
+    """Offset points begin where bilinear interpolation has one gradient."""
+    if not shutil.which("c++"):
+        pytest.skip("inductor needs a compiler")
     torch.compiler.reset()
-    model = random_model("S")
-    compiled = torch.compile(model, fullgraph=True, backend="eager", dynamic=False)
+    torch.manual_seed(25)
+    ple, x = PLE_S(8), torch.randn(2, 8, 32, 24)
+    compiled = torch.compile(ple, fullgraph=True, dynamic=False)
+    expected = first_gradients(ple, ple, x, ["all"])
+    assert_close_to_the_largest(expected, first_gradients(compiled, ple, x, ["all"]))
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_compiles_to_one_graph_in_evaluation_and_in_frozen_training(backend):
+    torch.compiler.reset()
+    model = random_model("S").train()
+    compiled = torch.compile(model, fullgraph=True, backend=backend, dynamic=False)
     images = torch.randn(2, 3, 64, 48)
     model.afss.selecting = False
-    compiled.train()(images).sum().backward()
+    expected = first_gradients(model, model, images)
+    assert_close_to_the_largest(expected, first_gradients(compiled, model, images))
     assert model.fpn.smooth[0].weight.grad is None
     assert model.fpn.smooth[1].weight.grad is not None
     for scale in (1, 0):  # a new choice is seen

@@ -15,7 +15,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, as_process, assert_same, load, log_rows, succeed, tiny, words
+from conftest import (
+    SMALL,
+    TINY,
+    as_process,
+    assert_same,
+    load,
+    log_rows,
+    random_model,
+    refuse,
+    succeed,
+    tiny,
+    words,
+    write_csv,
+)
 from torch.testing import assert_close
 
 import data
@@ -64,23 +77,31 @@ def record_first_gradients(file):
     torch.nn.utils.clip_grad_norm_ = record
 
 
-def start(arguments, **options):
-    child = CHILDREN.Process(target=run_training, args=(arguments,), kwargs=options)
-    child.start()
-    return child
-
-
-def children_train(count, arguments, **options):
-    """`count` ranks of one training."""
+def run_ranks(count, target, arguments, timeout=120, **options):
+    """`count` processes of one group, which end by the time-out where they wait for each other."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
     if count > 1:
         where["WORLD_SIZE"] = str(count)
-    ranks = [{**where, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
-    for child in [start(arguments, environment=rank, **options) for rank in ranks]:
-        child.join(240)
-        assert child.exitcode == 0, child
+    children = []
+    for rank in range(count):
+        ranks = {**where, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        given = {"environment": ranks, **options}
+        children.append(CHILDREN.Process(target=target, args=arguments, kwargs=given))
+        children[-1].start()
+    end = time.time() + timeout
+    for child in children:
+        child.join(max(0, end - time.time()))
+    codes = [child.exitcode for child in children]
+    for child in children:
+        child.kill()
+    assert codes == [0] * count
+
+
+def children_train(count, arguments, **options):
+    """`count` ranks of one training."""
+    run_ranks(count, run_training, (arguments,), **options)
 
 
 # ---- Resuming
@@ -91,8 +112,8 @@ def test_resume_is_bit_equal_to_an_uninterrupted_run(tmp_path, monkeypatch, opti
     whole, real = tiny(tmp_path / "whole", *words(options)), train.train_one_epoch
 
     def dies_in_the_third(epoch, *arguments):
-        loss = real(epoch, *arguments)
-        return loss if epoch < 2 else 1 / 0
+        done = real(epoch, *arguments)
+        return done if epoch < 2 else 1 / 0
 
     monkeypatch.setattr(train, "train_one_epoch", dies_in_the_third)
     with pytest.raises(ZeroDivisionError):
@@ -113,6 +134,27 @@ def test_a_best_checkpoint_that_a_kill_prevented_is_written_when_resuming(tmp_pa
     (tmp_path / "run" / "best.pt").unlink()
     tiny(tmp_path / "run", *options, "--resume")
     assert_same(load(tmp_path / "run" / "best.pt"), best)
+
+
+def test_a_best_checkpoint_that_is_lost_for_good_is_told(tmp_path):
+    """And not that the run is done."""
+    tiny(tmp_path / "run", *words("--ple none --epochs 2"))
+    last = load(tmp_path / "run" / "last.pt")
+    last["best"] = 101.0  # of the first epoch
+    torch.save(last, tmp_path / "run" / "last.pt")
+    (tmp_path / "run" / "best.pt").unlink()
+    options = words("--ple none --epochs 2 --resume --out run")
+    assert "best.pt" in refuse("train.py", *TINY, *options)
+
+
+def test_another_number_of_processes_is_refused(tmp_path, monkeypatch):
+    """Batch norm's batch and the random numbers would be others."""
+    tiny(tmp_path / "run", *words("--ple none --epochs 1"))
+    last = load(tmp_path / "run" / "last.pt")
+    last["config"]["processes"] = 2
+    torch.save(last, tmp_path / "run" / "last.pt")
+    options = words("--ple none --epochs 1 --resume --out run")
+    assert "processes 2, not 1" in refuse("train.py", *TINY, *options)
 
 
 def test_resume_where_there_is_nothing_starts_anew_and_a_moved_run_goes_on(tmp_path):
@@ -138,7 +180,8 @@ def test_sigkill_at_random_moments_then_resume_ends_at_the_same_weights(tmp_path
     longest, rng, kills = 0.7 * (time.time() - started), np.random.default_rng(0), 0
     cut = [*arguments, "--out", str(tmp_path / "cut")]
     while kills < 3:
-        child = start(cut)
+        child = CHILDREN.Process(target=run_training, args=(cut,))
+        child.start()
         child.join(rng.uniform(0.05, longest))
         if child.is_alive():
             child.kill()
@@ -188,9 +231,10 @@ def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path):
     torch.save(state, out / "last.pt")
     before = {file.name: file.read_bytes() for file in out.glob("*.pt")}
     limit = len(before["last.pt"]) // 4
-    child = start([*TINY, *options, "--resume", "--out", str(out)], largest_file=limit)
-    child.join(240)
-    assert child.exitcode not in (0, None)
+    resumed = [*TINY, *options, "--resume", "--out", str(out)]
+    with pytest.raises(AssertionError, match=r"\[2\]"):  # one line and exit status 2
+        children_train(1, resumed, largest_file=limit)
+    assert not list(out.glob("*.tmp"))
     assert {file.name: file.read_bytes() for file in out.glob("*.pt")} == before
     assert tiny(out, *options, "--resume")["epoch"] == 3  # once there is room
 
@@ -224,12 +268,63 @@ def test_two_processes_learn_what_one_does(tmp_path):
             assert_close(theirs, mine, atol=1e-4 * mine.abs().max().item(), rtol=1e-4)
 
 
+def own_loop(afss_choice, environment):
+    """A training loop of one's own under DistributedDataParallel, as it is by default."""
+    os.environ.update(environment)
+    torch.distributed.init_process_group("gloo")
+    rank, (model, images, labels) = int(environment["RANK"]), data_of_own_loop()
+    network = torch.nn.parallel.DistributedDataParallel(model)
+    for i in range(rank, 12, 2):
+        logits = network(images[i])
+        model.afss.update(logits, labels[i])
+    model.afss.select()
+    torch.save([model.afss.scales, labels[rank::2]], f"{afss_choice}-{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def data_of_own_loop():
+    model = random_model("R", afss="attribute").train()
+    torch.manual_seed(5)
+    for module in model.modules():  # so that a batch alone decides its logits
+        module.training = not isinstance(module, torch.nn.BatchNorm2d)
+    images = torch.randn(12, 4, 3, 64, 48)
+    return model, images, (torch.rand(12, 4, 5) < 0.5).float()
+
+
+def test_afss_chooses_by_all_processes_images_in_a_loop_of_ones_own(tmp_path):
+    model, images, labels = data_of_own_loop()
+    run_ranks(2, own_loop, (str(tmp_path / "choice"),))
+    for batch, truth in zip(images, labels, strict=True):
+        with torch.no_grad():
+            model.afss.update(model(batch), truth)
+    model.afss.select()
+    for rank in range(2):
+        assert load(tmp_path / f"choice-{rank}.pt")[0] == model.afss.scales
+
+
+def test_a_validation_split_smaller_than_the_number_of_processes(tmp_path):
+    write_csv(tmp_path)
+    (tmp_path / "val.csv").write_text("path,Hat,boots\na.png,1,0\n")
+    options = [
+        "--dataset",
+        "csv",
+        "--data",
+        str(tmp_path),
+        *SMALL,
+        *words("--ple none --batch-size 2"),
+    ]
+    children_train(2, [*options, "--out", str(tmp_path / "run")])
+    assert log_rows(tmp_path / "run")[0]["val_Accu"]
+
+
 def test_torchrun(tmp_path):
     launch = [sys.executable, *words("-m torch.distributed.run --nproc-per-node 2 --standalone")]
     options = words("--epochs 2 --freeze 1 --ple S --out")
     line = [*launch, *as_process(*options, str(tmp_path / "run"))[1:]]
     done = subprocess.run(line, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stderr.splitlines() if not line.endswith(" min left")]
+    assert [line for line in lines if "OMP_NUM_THREADS" not in line and "*****" not in line] == []
     assert "processes: 2" in done.stdout
     assert done.stdout.count("epoch 1/2:") == 1  # one reporter
     epoch = load(tmp_path / "run" / "best.pt")["epoch"]
