@@ -45,21 +45,46 @@ def test_compare_gives_means_spreads_differences_and_intervals(tmp_path):
     assert "+0.00 [+0.00, +0.00]" in same
 
 
+@pytest.mark.parametrize("image_deviation", [0.0, 0.5, 2.0])
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_an_interval_covers_the_truth_95_times_in_100(seeds, image_deviation):
+    """Two equal models, whose seeds deviate by 1; their images' error is shared by all seeds."""
+    rng, covered = np.random.default_rng(seeds), 0
+    for _ in range(4000):
+        ours = rng.normal(rng.normal(0, 1) * image_deviation, 1, seeds)
+        _, low, high = compare.interval(ours, rng.normal(0, 1, seeds), image_deviation)
+        covered += low <= 0 <= high
+    assert 0.93 < covered / 4000 < 0.97
+
+
 def test_compare_of_boxes_takes_the_mean_over_attributes(tmp_path):
+    """IoU at both thresholds and PCC, of all true boxes and of those predicted."""
     rng, expected = np.random.default_rng(1), {}
     for name, skill in (("none", 0.1), ("S", 0.3)):
         records, by_attribute = [], {"a": [], "b": []}
         for i in range(60):
             for attribute in "ab" if i % 3 else "a":  # fewer boxes of b
-                iou = skill + 0.1 * rng.random()
-                records.append({"image": str(i), "attribute": attribute, "IoU": [iou, 0.9]})
-                by_attribute[attribute].append(iou)
+                iou, p = skill + 0.1 * rng.random(), rng.random()
+                record = {"image": str(i), "attribute": attribute, "probability": p}
+                records.append({**record, "IoU": [iou, 0.9]})
+                by_attribute[attribute].append((iou, p))
         records.append({"image": "60", "attribute": "a"})  # predicted, without a true box
-        data.write_json(tmp_path / f"{name}.json", {"records": records})
-        expected[name] = np.mean([np.mean(ious) for ious in by_attribute.values()])
+        content = {"thresholds": [0.2, 0.5], "records": records}
+        data.write_json(tmp_path / f"{name}.json", content)
+        found = []
+        for least in (0, 0.5):
+            kept = [
+                np.array([v for v in values if v[1] > least]) for values in by_attribute.values()
+            ]
+            iou = np.mean([values[:, 0].mean() for values in kept])
+            pcc = np.mean([np.corrcoef(values.T)[0, 1] for values in kept])
+            found += [f"{iou:.3f}", "0.900", f"{pcc:.3f}"]
+        expected[name] = found
     _, none, S = compare.compare([str(tmp_path / "none.json"), str(tmp_path / "S.json")])
-    assert none.endswith(f"{expected['none']:.3f}")
-    assert f"{expected['S']:.3f} {expected['S'] - expected['none']:+.3f} [+0.1" in S
+    assert none.split()[2:] == expected["none"]
+    assert S.split()[2] == expected["S"][0]
+    assert f"{float(expected['S'][0]) - float(expected['none'][0]):+.2f}" in S
+    assert "[+0.1" in S
 
 
 def test_compare_refuses_predictions_of_other_images(tmp_path):
