@@ -45,11 +45,9 @@ KEYPOINT_GROUPS = {
 
 class Backbone(nn.Module):
     """A torchvision ResNet or Swin Transformer that returns C2..C5, the maps at strides 4 to 32.
-
     weights: None (random), "imagenet" (torchvision downloads them) or the path of a state dict.
-    first: 2 returns C2 to C5, for the pyramid; 5 returns only C5, for the baseline.
-    Your own backbone needs `out_channels` and may set `patches`, see `upsample`.
-    """
+    first: 2 returns C2 to C5, for the pyramid; 5 returns only C5, for the baseline. Your own
+    backbone needs `out_channels` and may set `patches`, see `upsample`."""
 
     names = ("resnet18", "resnet34", "resnet50", "resnet101", "swin_t", "swin_s", "swin_b")
 
@@ -158,10 +156,8 @@ def label_counts(logits, labels):
 
 
 def mean_accuracy(counts):
-    """Eq. 14 for each attribute, (TP / P + TN / N) / 2: (4, ..., L) -> (..., L).
-
-    NaN for attributes without positives or without negatives; `.nanmean(-1)` gives mA.
-    """
+    """Eq. 14 for each attribute, (TP / P + TN / N) / 2: (4, ..., L) -> (..., L). NaN for attributes
+    without positives or without negatives; `.nanmean(-1)` gives mA."""
     TP, P, TN, N = counts.double()
     return (TP / P + TN / N) / 2
 
@@ -219,10 +215,8 @@ class AFSS(nn.Module):
         self.counts = counts if self.counts is None else self.counts + counts
 
     def select(self):
-        """Chooses by the epoch's counts, of all processes, and clears them.
-
-        Returns mA, (3, L), or None where nothing was counted. Where it is NaN a choice is kept.
-        """
+        """Chooses by the epoch's counts, of all processes, and clears them. Returns mA, (3, L), or
+        None where nothing was counted. Where it is NaN a choice is kept."""
         if not self.selecting or self.counts is None:
             return None
         if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -255,11 +249,9 @@ def prior_region(group, height):
 #   corner_index    1        2        5        6       = image_start + 4 y + x
 #   corner_weight   0.375    0.125    0.375    0.125   such as (1 - 0.25) (1 - 0.5), times W_m
 def bilinear_sample(x, points, weights=None):
-    """Bilinear sampling, zero outside the map: sum_m W_m x(P_m).
-
-    x (B, C, H, W), points (B, N, M, 2) in pixels of x, weights (B, N, M) -> (B, N, C). Without
-    weights: x at points (B, N, 2). Computed in float32 or better, returned in the dtype of x.
-    """
+    """Bilinear sampling, zero outside the map: sum_m W_m x(P_m). x (B, C, H, W), points (B, N, M,
+    2) in pixels of x, weights (B, N, M) -> (B, N, C). Without weights: x at points (B, N, 2).
+    Computed in float32 or better, returned in the dtype of x."""
     # This cast stays: from pixel 2 on, bfloat16 resolves 1/64 pixel at best, and up to torch 2.10
     # CUDA has no bfloat16 gradient of `per_sample_weights`.
     dtype = torch.promote_types(x.dtype, torch.float32)
@@ -293,10 +285,8 @@ def bilinear_sample(x, points, weights=None):
 
 class OffsetSampling(nn.Module):
     """Eq. 6 and 8: Phi(x, P_n) = A sum_m W_m x(P_n + dP_m), shared by all groups and scales.
-
     `predict` makes the M offsets dP_m (map pixels) and weights W_m (sum 1) from x(P_n). Train it at
-    a tenth of the learning rate: at the full rate points leave the map.
-    """
+    a tenth of the learning rate: at the full rate points leave the map."""
 
     # Where the points start, on a ring around P_n: evenly, since points that start together get
     # equal gradients, so stay together; and off the pixels' rows and columns on all grids of PLE-S
@@ -361,10 +351,8 @@ class PLE_K(nn.Module):
 
 
 class PLE_S(nn.Module):
-    """Sparse prior, Eq. 8: offset sampling at a uniform grid over the group's region.
-
-    ratio: grid points as a share of the region's map pixels (Fig. 6). prior=False: the whole map.
-    """
+    """Sparse prior, Eq. 8: offset sampling at a uniform grid over the group's region. ratio: grid
+    points as a share of the region's map pixels (Fig. 6). prior=False: the whole map."""
 
     def __init__(self, channels=256, M=3, ratio=0.75, offsets=True, prior=True):
         super().__init__()
@@ -399,10 +387,8 @@ class PLE_S(nn.Module):
 
 
 def pyramid_pool(x):
-    """Psi_agr of Eq. 5, 7 and 9: max pooling over the whole input and over 4 parts of it.
-
-    The parts are 2x2 cells of a map (B, C, h, w) or 4 runs of points (B, C, n) -> (B, 5 C).
-    """
+    """Psi_agr of Eq. 5, 7 and 9: max pooling over the whole input and over 4 parts of it. The parts
+    are 2x2 cells of a map (B, C, h, w) or 4 runs of points (B, C, n) -> (B, 5 C)."""
     parts = F.adaptive_max_pool2d(x, 2).flatten(2) if x.dim() == 4 else F.adaptive_max_pool1d(x, 4)
     whole = F.adaptive_max_pool1d(parts, 1)  # the maximum of the parts' maxima
     return torch.cat([whole.flatten(1), parts.flatten(1)], 1)
@@ -469,10 +455,8 @@ class SSPNet(nn.Module):
 
     def attribute_logits(self, maps, keypoints=None, scales=None, apart=False):
         """A list of L logits (B,): attribute j from maps[scales[j]], by default AFSS's choice.
-
         apart: each group's points are sampled in a call of their own, so that an attribute's
-        gradient does not go back through the points of other groups.
-        """
+        gradient does not go back through the points of other groups."""
         scales = self.afss.scales if scales is None else scales
         logits = [None] * len(scales)
         for s in sorted(set(scales)):
@@ -498,10 +482,8 @@ class SSPNet(nn.Module):
         return torch.stack(self.attribute_logits(maps, keypoints, scales), 1)
 
     def forward(self, images, keypoints=None):
-        """images (B, 3, H, W), for PLE-K keypoints (B, 16, 2) in their pixels -> logits (B, L).
-
-        In training mode (3, B, L), one per scale for AFSS to compare; (1, B, L) once it is frozen.
-        """
+        """images (B, 3, H, W), for PLE-K keypoints (B, 16, 2) in their pixels -> logits (B, L). In
+        training mode (3, B, L), one per scale for AFSS to compare; (1, B, L) once it is frozen."""
         if self.training and self.afss.selecting:
             maps = self.features(images, scales=(0, 1, 2))
             L = len(self.attribute_groups)
@@ -560,11 +542,9 @@ def imbalance_weights(labels, positive_ratio):
 
 
 def weighted_bce(logits, labels, positive_ratio):
-    """Eq. 10 with its minus sign, for each attribute: averaged over images (and scales).
-
-    Its sum over attributes is Eq. 10. logits (..., B, L), labels (B, L); positive_ratio (L,) is
-    r_j, from the training set -> (L,).
-    """
+    """Eq. 10 with its minus sign, for each attribute: averaged over images (and scales). Its sum
+    over attributes is Eq. 10. logits (..., B, L), labels (B, L); positive_ratio (L,) is r_j, from
+    the training set -> (L,)."""
     shape = logits.shape[-2], len(positive_ratio)
     if logits.shape[-2:] != shape or labels.shape != shape:
         given = f"logits {tuple(logits.shape)}, labels {tuple(labels.shape)}"
@@ -577,10 +557,8 @@ def weighted_bce(logits, labels, positive_ratio):
 
 
 class HierarchicalLoss(nn.Module):
-    """Eq. 12: Eq. 10 on each group's attributes, summed over the groups.
-
-    Since Eq. 10 is itself a sum over attributes, this equals Eq. 10 on all of them.
-    """
+    """Eq. 12: Eq. 10 on each group's attributes, summed over the groups. Since Eq. 10 is itself a
+    sum over attributes, this equals Eq. 10 on all of them."""
 
     def __init__(self, attribute_groups, positive_ratio):
         super().__init__()

