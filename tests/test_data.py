@@ -206,19 +206,29 @@ def test_keypoint_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "names, points",
+    "names, points, said",
     [
-        (["a", "c", "d"], np.zeros((3, 16, 3))),  # b is missing
-        (["a", "b", "a"], np.zeros((3, 16, 3))),  # twice
-        (["a", "b"], np.zeros((2, 17, 3))),  # COCO's
-        (["a", "b"], np.full((2, 16, 3), np.nan)),
-        (["a", "b"], np.full((2, 16, 3), {"a": 1}, object)),  # pickled: could run code
+        (["a", "c", "d"], np.zeros((3, 16, 3)), "image b"),
+        (["a", "b", "a"], np.zeros((3, 16, 3)), "one name"),
+        (["a", "b"], np.zeros((2, 17, 3)), "16"),  # COCO's
+        (["a", "b"], np.full((2, 16, 3), np.nan), "not finite"),
+        (["a", "b"], np.full((2, 16, 3), {"a": 1}, object), ""),  # pickled: could run code
     ],
 )
-def test_a_keypoint_file_that_cannot_be_used_is_named(tmp_path, names, points):
+def test_a_keypoint_file_that_cannot_be_used_is_named(tmp_path, names, points, said):
     np.savez(tmp_path / "k.npz", names=names, keypoints=points)
-    with pytest.raises(ValueError, match=r"k\.npz"):
+    with pytest.raises(ValueError, match=rf"k\.npz: .*{said}"):
         read_keypoints(tmp_path / "k.npz", ["a", "b"])
+
+
+def test_a_folders_images_are_those_that_pillow_opens(tmp_path):
+    for name in ("a.tif", "b.gif", "c.JFIF", "d.jpg"):
+        image = Image.new("RGB", (10, 20))
+        image.save(tmp_path / name, "JPEG" if name == "c.JFIF" else None)
+    (tmp_path / "notes.txt").write_text("no image")
+    found = photo_split([tmp_path], ["Hat"], ["head"])
+    assert found.names == [str(tmp_path / name) for name in ("a.tif", "b.gif", "c.JFIF", "d.jpg")]
+    assert all(read_image(image).shape == (3, 20, 10) for image in found.images)
 
 
 def test_photos_of_one_name_in_two_folders_do_not_share_keypoints(tmp_path):

@@ -72,23 +72,6 @@ def randomized(module, seed=0):
     return module.double()
 
 
-@torch.no_grad()
-def test_eq01_each_attribute_is_predicted_from_its_groups_features_on_its_scale():
-    """Eq. 1: a = f_A(F(Psi_b(X; theta_A); theta_S); theta_P), scale by scale and group by group."""
-    torch.manual_seed(1)
-    model = SSPNet(ATTRIBUTE_GROUPS, "S", "resnet18", channels=8).eval()
-    model.afss.scales = [0, 2, 1, 0, 1]
-    images = torch.randn(2, 3, 64, 48)
-    pyramid = model.fpn(model.backbone(images))
-    expected = torch.zeros(2, 5)
-    for j, group in enumerate(ATTRIBUTE_GROUPS):
-        x = pyramid[model.afss.scales[j]]
-        (region,) = model.ple(x, [group])
-        place_in_group = [k for k in range(5) if ATTRIBUTE_GROUPS[k] == group].index(j)
-        expected[:, j] = model.heads[group](pyramid_pool(region))[:, place_in_group]
-    assert_close(model(images), expected)
-
-
 def test_eq02_eq13_grad_cam_p():
     """Eq. 2 and 13: A_c(X) = ReLU(sum_k da_j/dA^k(x, y) A^k(x, y)) on the map of attribute j."""
     torch.manual_seed(2)
