@@ -20,6 +20,7 @@ import train
 TESTS = Path(__file__).parent
 
 README = (TESTS.parent / "README.md").read_text(encoding="utf-8")
+PAPER = (TESTS / "paper.md").read_text(encoding="utf-8")
 COPIES = re.findall(r"^\| `([A-Z]\w+)` \| (`.*`) \|$", README, re.MULTILINE)
 USES = {
     "FPN": "FPN([2, 2, 2, 2], 8)([torch.zeros(1, 2, n, n) for n in (8, 4, 2, 1)])",
@@ -68,16 +69,16 @@ def quick_start(trained, tmp_path):
 def test_its_python_runs(quick_start, tmp_path):
     """The blocks in their order, in one namespace; what is compiled is not called."""
     random_images(tmp_path, ["photo.jpg"])
-    blocks = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^```python\n(.*?)^```", README + PAPER, re.MULTILINE | re.DOTALL)
     torch.manual_seed(0)
     names = {}
     for block in blocks:
         exec(block, names)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     assert set(names["found"]) == {"attribute", "probability", "box"}
     assert names["logits"].shape == (3, 2, 5)
     with torch.inference_mode():
-        expected = names["model"](names["images"])
+        expected = names["small"](names["images"])
         torch.testing.assert_close(names["program"].module()(names["images"]), expected)
     assert (tmp_path / "average.png").exists()
 
@@ -102,31 +103,29 @@ def test_help_has_a_sentence_three_examples_that_run_and_every_default(request, 
         succeed(file, *short, *options)
 
 
-def section(title):
-    return README.split(f"\n## {title}\n")[1].split("\n## ")[0]
-
-
-def rows(text):
-    """The cells of the tables in a text, without their headings."""
-    lines = [line for line in text.splitlines() if line.startswith("| ")]
+def rows(title):
+    """The cells of the table under a title of paper.md, without its heading."""
+    lines = PAPER.split(f"\n## {title}\n")[1].split("\n## ")[0].splitlines()
+    lines = [line for line in lines if line.startswith("| ")]
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[1:]]
 
 
-PAPER = rows(section("From the paper to the code"))
-
-
 def exists(name):
-    """Whether the README's `name` is a command's flag, a file, or a name in the code."""
+    """Whether a `name` is a command's flag, a file's, or a name in the code."""
     file, _, rest = name.partition(" ")
     if rest:
         return rest in (TESTS.parent / file).read_text()
     if name.startswith("--"):
         return f'"{name}"' in Path(train.__file__).read_text()
-    module, _, attribute = name.rpartition(".")
-    return hasattr(importlib.import_module(module or "sspnet"), attribute)
+    parts, module = name.split("."), sspnet
+    if parts[0] in ("data", "train", "evaluate", "localize"):
+        module = importlib.import_module(parts.pop(0))
+    for part in parts:
+        module = getattr(module, part, None)
+    return module is not None
 
 
-@pytest.mark.parametrize("what, code, tests", PAPER)
+@pytest.mark.parametrize("what, code, tests", rows("From the paper to the code"))
 def test_what_the_paper_table_names_exists(what, code, tests):
     defined = []
     for file in TESTS.glob("test_*.py"):
@@ -138,18 +137,31 @@ def test_what_the_paper_table_names_exists(what, code, tests):
     assert [pattern for pattern in patterns if not matching(defined, pattern)] == []
 
 
+def test_each_row_of_the_ledger_names_its_code():
+    for what, _, code, _ in rows("Where the paper leaves room"):
+        names = re.findall(r"`([^`]+)`", code)
+        assert names, what
+        assert [name for name in names if not exists(name)] == []
+
+
+def test_no_cell_of_the_readme_takes_a_second_reading():
+    for line in README.splitlines():
+        if line.startswith("|"):
+            assert max(len(cell.strip()) for cell in line.split("|")) <= 120, line
+
+
 def anchors(file):
     """What may follow "#" in a link to a Markdown file: its headings as GitHub spells them."""
     titles = re.findall(r"^#+ (.+)$", file.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-def test_its_links_into_the_project_lead_somewhere():
-    links = re.findall(r"\]\(([^):]+)\)", README)
-    assert links
-    for link in links:
+@pytest.mark.parametrize("page", ["README.md", "tests/paper.md", "tests/results.md"])
+def test_links_into_the_project_lead_somewhere(page):
+    page = TESTS.parent / page
+    for link in re.findall(r"\]\(([^):]+)\)", page.read_text(encoding="utf-8")):
         file, _, anchor = link.partition("#")
-        file = TESTS.parent / (file or "README.md")
+        file = page.parent / file if file else page
         assert file.exists(), link
         assert not anchor or anchor in anchors(file), link
 
