@@ -210,6 +210,9 @@ def test_fine_tuning_takes_what_fits(tmp_path, trained):
     same = [*TINY, *words("--ple S --epochs 1 --lr 1e-9 --out same --weights"), trained["S"]]
     succeed("train.py", *same)
     assert_close(load("same/last.pt")["model"]["heads.all.weight"], given["heads.all.weight"])
+    write_csv(tmp_path, header="path,Cap,boots", groups='{"Cap": "head", "boots": "bottom"}')
+    options[options.index("--weights") + 1] = "run/last.pt"  # heads of one shape
+    assert "heads.head.weight" in succeed("train.py", *options, "--out", "other")
 
 
 def test_pa100k_end_to_end_with_keypoints(tmp_path):
