@@ -249,9 +249,11 @@ def prior_region(group, height):
 #   corner_index    1        2        5        6       = image_start + 4 y + x
 #   corner_weight   0.375    0.125    0.375    0.125   such as (1 - 0.25) (1 - 0.5), times W_m
 def bilinear_sample(x, points, weights=None):
-    """Bilinear sampling, zero outside the map: sum_m W_m x(P_m). x (B, C, H, W), points (B, N, M,
-    2) in pixels of x, weights (B, N, M) -> (B, N, C). Without weights: x at points (B, N, 2).
-    Computed in float32 or better, returned in the dtype of x."""
+    """Bilinear sampling, zero outside the map: sum_m W_m x(P_m).
+
+    x (B, C, H, W), points (B, N, M, 2) in pixels of x, weights (B, N, M) -> (B, N, C). Without
+    weights: x at points (B, N, 2). Computed in float32 or better, returned in the dtype of x.
+    """
     # This cast stays: from pixel 2 on, bfloat16 resolves 1/64 pixel at best, and up to torch 2.10
     # CUDA has no bfloat16 gradient of `per_sample_weights`.
     dtype = torch.promote_types(x.dtype, torch.float32)
@@ -285,6 +287,7 @@ def bilinear_sample(x, points, weights=None):
 
 class OffsetSampling(nn.Module):
     """Eq. 6 and 8: Phi(x, P_n) = A sum_m W_m x(P_n + dP_m), shared by all groups and scales.
+
     `predict` makes the M offsets dP_m (map pixels) and weights W_m (sum 1) from x(P_n). Train it at
     a tenth of the learning rate: at the full rate points leave the map."""
 

