@@ -276,6 +276,7 @@ def own_loop(afss_choice, environment):
     network = torch.nn.parallel.DistributedDataParallel(model)
     for i in range(rank, 12, 2):
         logits = network(images[i])
+        logits.sum().backward()
         model.afss.update(logits, labels[i])
     model.afss.select()
     torch.save([model.afss.scales, labels[rank::2]], f"{afss_choice}-{rank}.pt")
