@@ -64,24 +64,24 @@ def mean_image(split, name):
 
 
 def draw(columns, split, file):
-    """columns: {model's name: its `mean_maps`}."""
-    height, width = TILE
-    font = ImageFont.load_default(size=FONT)
-    picture = Image.new(
-        "RGB", (MARGIN + len(columns) * width, FONT + 14 + len(ROWS) * height), "white"
-    )
-    draw = ImageDraw.Draw(picture)
-    for x, (title, found) in enumerate(columns.items()):
-        draw.text((MARGIN + (x + 0.5) * width, 4), title, "black", font, anchor="ma")
+    """A column of mean images, then one for each of {model's name: its `mean_maps`}."""
+    (height, width), top, font = TILE, FONT + 14, ImageFont.load_default(size=FONT)
+    size = MARGIN + (1 + len(columns)) * (width + 4), top + len(ROWS) * (height + 4)
+    picture = Image.new("RGB", size, "white")
+    pen = ImageDraw.Draw(picture)
+    for x, title in enumerate(("mean image", *columns)):
+        left = MARGIN + x * (width + 4)
+        pen.text((left + width / 2, 4), title.removeprefix("SSPNet-"), "black", font, anchor="ma")
         for y, name in enumerate(ROWS):
-            heat = found[name][0]
-            heat = VF.resize((heat / heat.max().clamp(min=1e-20))[None], list(TILE))[0].numpy()
-            tile = 0.5 * mean_image(split, name) + 0.5 * colour_map(heat)
-            place = MARGIN + x * width, FONT + 14 + y * height
-            picture.paste(Image.fromarray(tile.astype(np.uint8)), place)
+            tile = mean_image(split, name)
+            if title in columns:
+                heat = columns[title][name][0]
+                heat = VF.resize((heat / heat.max().clamp(min=1e-20))[None], list(TILE))[0]
+                tile = (0.5 * tile + 0.5 * colour_map(heat.numpy())).astype(np.uint8)
+            picture.paste(Image.fromarray(tile), (left, top + y * (height + 4)))
     for y, name in enumerate(ROWS):
-        middle = FONT + 14 + (y + 0.5) * height
-        draw.text((4, middle), name.replace("&", " &\n"), "black", font, anchor="lm")
+        middle = top + y * (height + 4) + height / 2
+        pen.text((4, middle), name.replace("&", " &\n"), "black", font, anchor="lm")
     with data.written_whole(file) as path:
         picture.save(path, "PNG")
 
