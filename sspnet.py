@@ -568,8 +568,9 @@ class HierarchicalLoss(nn.Module):
         L = len(positive_ratio)
         if len(attribute_groups) != L:
             raise ValueError(f"loss: {len(attribute_groups)} groups, expected one for each of {L}")
-        groups = sorted(set(attribute_groups))
-        rows = [[float(own == group) for own in attribute_groups] for group in groups]
+        rows = []
+        for group in sorted(set(attribute_groups)):
+            rows.append([float(own == group) for own in attribute_groups])
         self.register_buffer("positive_ratio", positive_ratio)
         self.register_buffer("membership", torch.tensor(rows, dtype=positive_ratio.dtype))  # (G, L)
 

@@ -36,11 +36,12 @@ def in_outer_twelfth(heat):
 
 
 def mean_maps(model, config, split):
-    """For each of `ROWS`: the sum of heat maps (H, W), their number, how many have their maximum
-    in the outer twelfth."""
+    """For each of `ROWS`: the mean heat map (H, W), how many are not constant, and how many of
+    these have their maximum in the outer twelfth."""
     size, found = tuple(config["size"]), {}
     for name in ROWS:
         j = config["attributes"].index(name)
+        stride = model.strides[model.map_of(j)]
         rows = np.flatnonzero(split.labels[:, j])
         subset = torch.utils.data.Subset(data.Pedestrians(split, size), rows.tolist())
         batches = data.progress(torch.utils.data.DataLoader(subset, 32), f"{config['ple']} {name}")
@@ -48,10 +49,10 @@ def mean_maps(model, config, split):
         for images, _, keypoints, _ in batches:
             (responses,) = response_maps(model, images, [j], keypoints)[1]
             for response in responses:
-                stride = model.strides[model.map_of(j)]
                 heat = to_image(response, stride, model.patches, size, size)
-                total, count = total + heat, count + (heat.max() > 0).item()
-                outer += heat.max().item() > 0 and in_outer_twelfth(heat)
+                if heat.max() > 0:
+                    total, count = total + heat, count + 1
+                    outer += in_outer_twelfth(heat)
         found[name] = total / max(count, 1), count, outer
     return found
 
@@ -69,11 +70,12 @@ def draw(columns, split, file):
     size = MARGIN + (1 + len(columns)) * (width + 4), top + len(ROWS) * (height + 4)
     picture = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(picture)
+    images = {name: mean_image(split, name) for name in ROWS}
     for x, title in enumerate(("mean image", *columns)):
         left = MARGIN + x * (width + 4)
         pen.text((left + width / 2, 4), title.removeprefix("SSPNet-"), "black", font, anchor="ma")
         for y, name in enumerate(ROWS):
-            tile = mean_image(split, name)
+            tile = images[name]
             if title in columns:
                 heat = columns[title][name][0]
                 heat = VF.resize((heat / heat.max().clamp(min=1e-20))[None], list(TILE))[0]
