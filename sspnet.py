@@ -545,16 +545,14 @@ def imbalance_weights(labels, positive_ratio):
 
 
 def weighted_bce(logits, labels, positive_ratio):
-    """Eq. 10 with its minus sign, for each attribute: averaged over images (and scales). Its sum
-    over attributes is Eq. 10. logits (..., B, L), labels (B, L); positive_ratio (L,) is r_j, from
-    the training set -> (L,)."""
+    """Eq. 10 with its minus sign, but for the sum over attributes; the mean over images (and
+    scales). logits (..., B, L), labels (B, L); positive_ratio (L,) of the training set -> (L,)."""
     shape = logits.shape[-2], len(positive_ratio)
     if logits.shape[-2:] != shape or labels.shape != shape:
         given = f"logits {tuple(logits.shape)}, labels {tuple(labels.shape)}"
         raise ValueError(f"loss: {given}, expected (..., B, L) and (B, L) with L = {shape[1]}")
-    labels = labels.to(logits.dtype)
-    weights = imbalance_weights(labels, positive_ratio).expand_as(logits)
-    labels = labels.expand_as(logits)
+    labels = labels.to(logits.dtype).expand_as(logits)
+    weights = imbalance_weights(labels, positive_ratio)
     bce = F.binary_cross_entropy_with_logits(logits, labels, weights, reduction="none")
     return bce.flatten(0, -2).mean(0)
 
