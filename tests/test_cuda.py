@@ -23,13 +23,9 @@ PLES = pytest.mark.parametrize("ple", ["none", "R", "K", "S"])
 
 
 @pytest.fixture(autouse=True)
-def exact():
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+def exact(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
-    yield
-    torch.set_float32_matmul_precision(before[0])
-    torch.backends.cudnn.allow_tf32 = before[1]
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])

@@ -4,43 +4,26 @@ attributes that two datasets have in common."""
 import itertools
 import json
 
+import conftest
 import numpy as np
 import pytest
 import torch
-from conftest import (
-    ATTRIBUTES,
-    PA100K,
-    REAL,
-    SMALL,
-    cells,
-    random_images,
-    read_json,
-    refuse,
-    savemat,
-    succeed,
-    words,
-    write_csv,
-    write_keypoints,
-    write_pa100k,
-)
+from conftest import REAL, SMALL, cells, random_images, refuse, savemat, succeed, words, write_csv
 from PIL import Image
 
 import data
 from data import Pedestrians, Split, load_split, shared_attributes
 from evaluate import load_model
 
+COLOURS = words("Black Blue Brown Green Grey Orange Pink Purple Red White Yellow Other")
 UPAR = words("""
-    Age-Young Age-Adult Age-Old Gender-Female Hair-Length-Short Hair-Length-Long
-    Hair-Length-Bald UpperBody-Length-Short UpperBody-Color-Black UpperBody-Color-Blue
-    UpperBody-Color-Brown UpperBody-Color-Green UpperBody-Color-Grey UpperBody-Color-Orange
-    UpperBody-Color-Pink UpperBody-Color-Purple UpperBody-Color-Red UpperBody-Color-White
-    UpperBody-Color-Yellow UpperBody-Color-Other LowerBody-Length-Short LowerBody-Color-Black
-    LowerBody-Color-Blue LowerBody-Color-Brown LowerBody-Color-Green LowerBody-Color-Grey
-    LowerBody-Color-Orange LowerBody-Color-Pink LowerBody-Color-Purple LowerBody-Color-Red
-    LowerBody-Color-White LowerBody-Color-Yellow LowerBody-Color-Other
+    Age-Young Age-Adult Age-Old Gender-Female Hair-Length-Short Hair-Length-Long Hair-Length-Bald
+    UpperBody-Length-Short""")
+UPAR += [f"UpperBody-Color-{colour}" for colour in COLOURS] + ["LowerBody-Length-Short"]
+UPAR += [f"LowerBody-Color-{colour}" for colour in COLOURS]
+UPAR += words("""
     LowerBody-Type-Trousers&Jeans LowerBody-Type-Skirt&Dress Accessory-Backpack Accessory-Bag
-    Accessory-Glasses-Normal Accessory-Glasses-Sun Accessory-Hat
-""")
+    Accessory-Glasses-Normal Accessory-Glasses-Sun Accessory-Hat""")
 RAP1 = words("""
     Female AgeLess16 Age17-30 Age31-45 BodyFat BodyNormal BodyThin Customer Clerk hs-BaldHead
     hs-LongHair hs-BlackHair hs-Hat hs-Glasses hs-Muffler ub-Shirt ub-Sweater ub-Vest ub-TShirt
@@ -60,16 +43,10 @@ PETA = words("""
     footwearSneaker upperBodyThinStripes accessorySunglasses lowerBodyTrousers upperBodyTshirt
     upperBodyOther upperBodyVNeck
 """)
-CLASSES = words("""
-    null accessories bag belt blazer blouse bodysuit boots bra bracelet cape cardigan clogs coat
-    dress earrings flats glasses gloves hair hat heels hoodie intimate jacket jeans jumper
-    leggings loafers necklace panties pants pumps purse ring romper sandals scarf shirt shoes
-    shorts skin skirt sneakers socks stockings suit sunglasses sweater sweatshirt swimwear
-    t-shirt tie tights top vest wallet watch wedges
-""")
-NAMES = {"pa100k": ATTRIBUTES, "rap1": RAP1, "peta": PETA, "upar": UPAR}
+CLASSES = words("null accessories boots dress glasses hair hat jeans shoes shorts skin skirt")
+CLASSES += words("sunglasses t-shirt tie")
 PCS = words("Hat Boots Glasses Skirt Jeans Dress Shorts Sunglasses T-shirt")
-NAMES["pcs"] = PCS
+NAMES = {"pa100k": conftest.ATTRIBUTES, "rap1": RAP1, "peta": PETA, "upar": UPAR, "pcs": PCS}
 
 
 def groups_of(split, attributes):
@@ -94,29 +71,24 @@ def independent(file):
     return pytest.importorskip("scipy.io").loadmat(REAL / file)
 
 
-# ---- PA-100K
-
-
 @pytest.mark.parametrize("images", ["data", "release_data/release_data"])
 def test_pa100k_layouts(tmp_path, images):
-    truth = write_pa100k(tmp_path, images)
+    truth = conftest.write_pa100k(tmp_path, images)
     (names, labels), (more, others) = truth["train"], truth["val"]
     truth["trainval"] = names + more, [*labels, *others]
     for part, (names, labels) in truth.items():
         split = load_split("pa100k", tmp_path, part)
-        assert_holds(split, ATTRIBUTES, names, labels)
-        assert split.groups == PA100K
+        assert_holds(split, conftest.ATTRIBUTES, names, labels)
+        assert split.groups == conftest.PA100K
         assert split.images == [tmp_path / images / name for name in names]
 
 
-def test_a_missing_annotation_is_named(tmp_path):
-    assert "annotation.mat" in refuse("train.py", "--data", tmp_path, *SMALL, "--out", "run")
-
-
-def test_missing_images_are_named_before_training(tmp_path):
-    write_pa100k(tmp_path)
+def test_missing_files_are_named_before_training(tmp_path):
+    options = ["--data", tmp_path, *SMALL, "--out", "run"]
+    assert "annotation.mat" in refuse("train.py", *options)
+    conftest.write_pa100k(tmp_path)
     (tmp_path / "data" / "000003.jpg").unlink()
-    assert "000003.jpg" in refuse("train.py", "--data", tmp_path, *SMALL, "--out", "run")
+    assert "000003.jpg" in refuse("train.py", *options)
     assert not (tmp_path / "run").exists()
 
 
@@ -128,9 +100,6 @@ def test_real_pa100k_annotation():
         assert len(names) == count
         split = data.pa100k(REAL / "pa100k", (part,))
         assert_holds(split, attributes, names, mat[f"{part}_label"])
-
-
-# ---- RAP v1 and PETA
 
 
 def write_rap1(folder):
@@ -198,29 +167,25 @@ def test_peta_layout(tmp_path, partition):
 def test_real_rap1_annotation():
     rap = independent("rap1/RAP_annotation/RAP_annotation.mat")["RAP_annotation"][0, 0]
     attributes = [cell[0] for cell in rap["attribute_eng"][:51, 0]]
-    for partition, (part, count) in itertools.product(
-        range(1, 6), [("train", 33268), ("test", 8317)]
-    ):
-        rows = rap["partion"][partition - 1, 0][0, 0][f"{part}_index"].ravel().astype(int) - 1
-        assert len(rows) == count
-        names = [rap["imagesname"][i, 0][0] for i in rows]
-        split = data.rap1(REAL / "rap1", (part,), partition)
-        assert_holds(split, attributes, names, rap["label"][rows, :51] == 1)
+    for partition in range(1, 6):
+        for part, count in (("train", 33268), ("test", 8317)):
+            rows = rap["partion"][partition - 1, 0][0, 0][f"{part}_index"].ravel().astype(int) - 1
+            assert len(rows) == count
+            names = [rap["imagesname"][i, 0][0] for i in rows]
+            split = data.rap1(REAL / "rap1", (part,), partition)
+            assert_holds(split, attributes, names, rap["label"][rows, :51] == 1)
 
 
 def test_real_peta_annotation():
     peta = independent("peta/PETA.mat")["peta"][0, 0]
     attributes = [cell[0] for cell in peta["attribute"][:35, 0]]
-    counts = [("train", 9500), ("val", 1900), ("test", 7600)]
-    for partition, (part, count) in itertools.product(range(1, 6), counts):
-        rows = peta["partion_attribute"][partition - 1, 0][0, 0][part].ravel().astype(int) - 1
-        assert len(rows) == count
-        split = data.peta(REAL / "peta", (part,), partition)
-        names = [f"{number:05d}.png" for number in peta["data"][rows, 0]]
-        assert_holds(split, attributes, names, peta["data"][rows, 4:39])
-
-
-# ---- UPAR
+    for partition in range(1, 6):
+        for part, count in (("train", 9500), ("val", 1900), ("test", 7600)):
+            rows = peta["partion_attribute"][partition - 1, 0][0, 0][part].ravel().astype(int) - 1
+            assert len(rows) == count
+            names = [f"{number:05d}.png" for number in peta["data"][rows, 0]]
+            split = data.peta(REAL / "peta", (part,), partition)
+            assert_holds(split, attributes, names, peta["data"][rows, 4:39])
 
 
 def upar_content():
@@ -271,20 +236,11 @@ def test_tab09_a_rap1_model_is_measured_without_rap2s_images(tmp_path):
         assert ("RAP2" in printed.splitlines()[0]) != rap2
 
 
-def test_upars_pickle_is_not_opened_but_the_line_that_makes_json_of_it_is_told(tmp_path):
+def test_upars_pickle_is_not_opened(tmp_path):
     (tmp_path / "dataset_all.pkl").write_bytes(b"cos\nsystem\n(S'touch marker'\ntR.")
     line = refuse("train.py", "--dataset", "upar", "--data", tmp_path, *SMALL, "--out", "run")
-    assert data.UPAR_TO_JSON in line
+    assert "dataset_all.json" in line
     assert not (tmp_path / "marker").exists()
-
-
-# ---- People Clothing Segmentation
-
-
-def box_by_pixels(mask, number):
-    """The outer box of the pixels with this number, None without any."""
-    ys, xs = np.nonzero(mask == number)
-    return [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1] if len(xs) else None
 
 
 def random_masks(count, size=(30, 20)):
@@ -315,9 +271,10 @@ def write_pcs(folder, layout, masks):
         savemat(folder / "label_list.mat", {"label_list": cells(CLASSES).T})
 
 
-def assert_boxes(split, i, mask):
+def assert_boxes(split, i, mask, classes=CLASSES):
     for j, attribute in enumerate(split.attributes):
-        box = box_by_pixels(mask, CLASSES.index(attribute.lower()))
+        ys, xs = np.nonzero(mask == classes.index(attribute.lower()))
+        box = [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1] if len(xs) else None
         assert split.labels[i, j] == (box is not None)
         assert np.array_equal(split.boxes[i, j], box or [np.nan] * 4, equal_nan=True)
 
@@ -343,17 +300,13 @@ def test_a_mask_of_another_size_than_its_photo_is_named(tmp_path):
 
 
 def test_real_pcs_masks():
-    classes = independent("pcs/label_list.mat")["label_list"][0]
-    assert [name[0] for name in classes] == CLASSES
+    classes = [name[0] for name in independent("pcs/label_list.mat")["label_list"][0]]
     split = load_split("pcs", REAL / "pcs", "test", keypoints=REAL / "pcs/keypoints.npz")
     assert len(split.names) == 600
     assert np.isfinite(split.boxes[:, :, 0]).sum() == 751
     for i in range(0, 600, 120):
         mat = independent(f"pcs/annotations/pixel-level/{split.names[i][:4]}.mat")
-        assert_boxes(split, i, mat["groundtruth"])
-
-
-# ---- A user's own data
+        assert_boxes(split, i, mat["groundtruth"], classes)
 
 
 @pytest.mark.parametrize("place", ["", "data"])
@@ -398,23 +351,21 @@ def test_training_and_validation_must_have_the_same_attributes_in_order(tmp_path
 
 
 def test_evaluation_matches_attributes_by_name(tmp_path):
-    """The test file has the same attributes in another order."""
     write_csv(tmp_path)
     succeed("train.py", "--dataset", "csv", "--data", tmp_path, *SMALL, "--out", "run")
     results = []
     for header, row in (("path,Hat,boots", "a.png,1,0"), ("path,boots,Hat", "a.png,0,1")):
         (tmp_path / "test.csv").write_text(f"{header}\n{row}\nb.png,0,0\n")
         succeed("evaluate.py", "run/best.pt", "--json", "r.json")
-        results.append({row["attribute"]: row["mA"] for row in read_json("r.json")["attributes"]})
+        results.append(
+            {row["attribute"]: row["mA"] for row in conftest.read_json("r.json")["attributes"]}
+        )
     assert results[0] == results[1]
-
-
-# ---- A dataset's options stay with it
 
 
 def test_partition_and_keypoints_are_inherited_however_the_folder_is_spelled(tmp_path):
     names, _, orders = write_rap1(tmp_path / "RAP")
-    write_keypoints(tmp_path / "k.npz", names)
+    conftest.write_keypoints(tmp_path / "k.npz", names)
     options = ["--dataset", "rap1", "--data", tmp_path / "RAP", "--partition", "3", "--ple", "K"]
     options += [*SMALL, "--keypoints", tmp_path / "k.npz", "--out", "run"]
     assert "51 attributes" in succeed("train.py", *options)  # without a validation split
@@ -424,17 +375,6 @@ def test_partition_and_keypoints_are_inherited_however_the_folder_is_spelled(tmp
         assert np.load("p.npz")["names"].tolist() == expected
     write_rap1(tmp_path / "other")  # another folder's keypoints may be of other images
     assert "--keypoints" in refuse("evaluate.py", "run/best.pt", "--data", "other")
-
-
-@pytest.mark.parametrize("option", [["--partition", "2"], ["--domain", "1"], ["--images", "2"]])
-def test_an_option_that_the_dataset_does_not_have_is_refused(tmp_path, option):
-    write_pa100k(tmp_path)
-    line = refuse("train.py", "--data", tmp_path, *option, *SMALL, "--out", "run")
-    assert option[0] in line
-    assert not (tmp_path / "run").exists()
-
-
-# ---- The same attributes in two datasets (Tab. 7-10)
 
 
 def split_of(dataset, count=1):
@@ -462,7 +402,7 @@ def test_tab07_to_tab10_shared_attributes():
                 assert set(cell.split("|")) <= {*NAMES[dataset], "-"}, (dataset, cell)
     with pytest.raises(ValueError, match="pa100k"):  # nothing in common
         lone = Split("t", ["Umbrella"], ["all"], ["x"], ["x"], [[1]])
-        shared_attributes("pa100k", ATTRIBUTES, "csv", lone)
+        shared_attributes("pa100k", conftest.ATTRIBUTES, "csv", lone)
 
 
 def test_shared_attributes_join_labels_and_logits():
@@ -472,21 +412,18 @@ def test_shared_attributes_join_labels_and_logits():
     reduced, outputs = shared_attributes("rap1", RAP1, "upar", split)
     k = reduced.attributes.index("Glasses")
     glasses = [UPAR.index("Accessory-Glasses-Normal"), UPAR.index("Accessory-Glasses-Sun")]
-    for i in range(20):
-        assert reduced.labels[i, k] == max(split.labels[i, j] for j in glasses)
+    assert (reduced.labels[:, k] == split.labels[:, glasses].max(1)).all()
     assert outputs[k] == [RAP1.index("hs-Glasses")]
     _, outputs = shared_attributes("upar", UPAR, "rap1", split_of("rap1"))
     logits = torch.from_numpy(rng.normal(size=(5, 40)))
     joined = data.max_over_outputs(logits, outputs)
     (k,) = [k for k, own in enumerate(outputs) if len(own) == 2]
     assert outputs[k] == glasses
-    for i in range(5):
-        assert joined[i, k] == max(logits[i, glasses[0]], logits[i, glasses[1]])
-        assert joined[i, 0] == logits[i, outputs[0][0]]
+    assert torch.equal(joined[:, k], torch.maximum(*logits[:, glasses].T))
+    assert torch.equal(joined[:, 0], logits[:, outputs[0][0]])
 
 
 def test_tab07_cross_dataset_evaluation(trained, tmp_path):
-    """Against a prediction of the same images by hand."""
     _, label, orders = write_rap1(tmp_path)
     options = ["--dataset", "rap1", "--data", tmp_path, "--split", "all", "--json", "r.json"]
     assert "7 of its 26 attributes" in succeed("evaluate.py", trained["R"], *options)
@@ -495,7 +432,7 @@ def test_tab07_cross_dataset_evaluation(trained, tmp_path):
     with torch.inference_mode():
         predicted = model(torch.stack([images[i][0] for i in range(10)])) > 0
     theirs = words("shoes-Boots hs-Hat attach-HandBag hs-Glasses attach-Backpack ub-ShortSleeve")
-    result = read_json("r.json")
+    result = conftest.read_json("r.json")
     for row, their in zip(result["attributes"], [*theirs, "Female"], strict=True):
         our = "boots" if row["attribute"] == "Boots" else row["attribute"]
         hits = predicted[:, config["attributes"].index(our)].numpy()
@@ -512,7 +449,7 @@ def test_tab10_localization_on_pcs_by_a_model_of_another_dataset(trained, tmp_pa
     options = ["--dataset", "pcs", "--data", tmp_path]
     more = ["--panels", "2", "--out", "p", "--json", "l.json"]
     succeed("localize.py", trained["R"], *options, *more)
-    rows = {row["attribute"]: row["boxes"] for row in read_json("l.json")["attributes"]}
+    rows = {row["attribute"]: row["boxes"] for row in conftest.read_json("l.json")["attributes"]}
     drawn = words("Hat Boots Jeans Dress T-shirt")  # of the nine
     expected = {n: sum(CLASSES.index(n.lower()) in mask for mask in masks) for n in drawn}
     assert rows == expected

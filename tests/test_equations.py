@@ -11,25 +11,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+import sspnet
 from localize import box_iou, grad_cam, grad_cam_p, heatmap_to_box, pearson, response_maps
-from sspnet import (
-    AFSS,
-    GROUPS,
-    KEYPOINT_GROUPS,
-    PLE_K,
-    PLE_R,
-    PLE_S,
-    HierarchicalLoss,
-    OffsetSampling,
-    SSPNet,
-    bilinear_sample,
-    imbalance_weights,
-    label_counts,
-    mean_accuracy,
-    prior_region,
-    pyramid_pool,
-    weighted_bce,
-)
+from sspnet import AFSS, GROUPS, KEYPOINT_GROUPS, PLE_K, PLE_R, PLE_S, Baseline, SSPNet
 
 ATTRIBUTE_GROUPS = ["torso", "head", "all", "bottom", "head"]
 TAB_A11 = {  # half-open rows at P1, P2, P3, whose heights are 64, 32, 16
@@ -72,11 +56,14 @@ def randomized(module, seed=0):
     return module.double()
 
 
-def test_eq02_eq13_grad_cam_p():
+@pytest.mark.parametrize("ple", ["S", "none"])
+def test_eq02_eq13_grad_cam_p(ple):
     """Eq. 2 and 13: A_c(X) = ReLU(sum_k da_j/dA^k(x, y) A^k(x, y)) on the map of attribute j."""
     torch.manual_seed(2)
-    model = SSPNet(ATTRIBUTE_GROUPS, "S", "resnet18", channels=4).eval()
-    model.afss.scales = [1, 0, 2, 1, 0]
+    model = Baseline(ATTRIBUTE_GROUPS, "resnet18").eval()
+    if ple == "S":
+        model = SSPNet(ATTRIBUTE_GROUPS, "S", "resnet18", channels=4).eval()
+        model.afss.scales = [1, 0, 2, 1, 0]
     images = torch.randn(2, 3, 64, 48)
     _, responses = response_maps(model, images, [4, 0, 2])
     for j, response in zip([4, 0, 2], responses, strict=True):
@@ -84,7 +71,7 @@ def test_eq02_eq13_grad_cam_p():
             maps = model.features(images[b : b + 1])
             A = maps[model.map_of(j)]
             A.retain_grad()
-            model.classify(maps)[0, j].backward()
+            model.attribute_logits(maps)[j].sum().backward()
             expected = torch.zeros(A.shape[2:])
             for k in range(A.shape[1]):
                 for y in range(A.shape[2]):
@@ -171,7 +158,7 @@ def test_eq05_eq07_eq09_pyramid_pool(shape, parts):
             cells.append(x[:, :, last][:, :, :, columns].amax((2, 3)))
     whole = x.flatten(2).amax(2)
     expected = torch.cat([whole, torch.stack(cells, 2).flatten(1)], 1)
-    assert_close(pyramid_pool(x), expected)
+    assert_close(sspnet.pyramid_pool(x), expected)
 
 
 def test_eq06_eq08_bilinear_sample():
@@ -186,14 +173,14 @@ def test_eq06_eq08_bilinear_sample():
         for n in range(6):
             for m in range(2):
                 expected[b, n] += weights[b, n, m] * value_at(x[b], *points[b, n, m].tolist())
-    assert_close(bilinear_sample(x, points, weights), expected)
+    assert_close(sspnet.bilinear_sample(x, points, weights), expected)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("M", [1, 3, 4])
 def test_eq06_eq08_offset_sampling(M):
     """Eq. 6 and 8: Phi(x, P_n) = sum_m A_m W_m x(P_n + dP_m), with one A for all m."""
-    module = randomized(OffsetSampling(4, M))
+    module = randomized(sspnet.OffsetSampling(4, M))
     x = torch.randn(2, 4, 6, 5, dtype=torch.float64)
     points = torch.rand(2, 7, 2, dtype=torch.float64) * 6 - 0.5
     found = module(x, points)
@@ -252,12 +239,12 @@ def test_eq10_weighted_bce():
     logits, ratio = torch.randn(6, 5).double(), torch.rand(5).double()
     labels = (torch.rand(6, 5) < 0.4).double()
     expected = loss_by_terms(logits, labels, ratio)
-    assert weighted_bce(logits, labels, ratio).sum().item() == pytest.approx(expected)
+    assert sspnet.weighted_bce(logits, labels, ratio).sum().item() == pytest.approx(expected)
 
 
 def test_eq11_imbalance_weights():
     """Eq. 11: w_j = e^(1 - r_j) for a positive label, e^(r_j) for a negative one."""
-    weights = imbalance_weights(torch.tensor([[1.0, 1], [0, 0]]), torch.tensor([0.1, 0.7]))
+    weights = sspnet.imbalance_weights(torch.tensor([[1.0, 1], [0, 0]]), torch.tensor([0.1, 0.7]))
     expected = [[math.exp(0.9), math.exp(0.3)], [math.exp(0.1), math.exp(0.7)]]
     assert_close(weights, torch.tensor(expected))
 
@@ -273,7 +260,7 @@ def test_eq12_hierarchical_loss():
         for group in set(groups):
             members = [j for j in range(4) if groups[j] == group]
             by_scale[s] += loss_by_terms(logits[s][:, members], labels[:, members], ratio[members])
-    loss = HierarchicalLoss(groups, ratio)
+    loss = sspnet.HierarchicalLoss(groups, ratio)
     assert loss(logits, labels).item() == pytest.approx(sum(by_scale) / 3)
     assert loss(logits[0], labels).item() == pytest.approx(by_scale[0])
 
@@ -290,7 +277,7 @@ def test_eq14_mean_accuracy():
         TN = sum(logits[i, j] <= 0 and labels[i, j] == 0 for i in range(40))
         P = sum(labels[i, j].item() for i in range(40))
         terms.append((TP / P + TN / (40 - P)).item() / 2 if P else math.nan)
-    found = mean_accuracy(label_counts(logits, labels))
+    found = sspnet.mean_accuracy(sspnet.label_counts(logits, labels))
     assert_close(found.float(), torch.tensor(terms), equal_nan=True)
     defined = [term for term in terms if not math.isnan(term)]
     assert found.nanmean().item() == pytest.approx(sum(defined) / 6, rel=1e-6)
@@ -330,7 +317,7 @@ def test_tab10_pcc():
 @pytest.mark.parametrize("group", GROUPS)
 def test_tab_a11_prior_regions(group):
     """Tab. A.11: each group's rows at the heights of P1, P2 and P3."""
-    assert [prior_region(group, height) for height in (64, 32, 16)] == TAB_A11[group]
+    assert [sspnet.prior_region(group, height) for height in (64, 32, 16)] == TAB_A11[group]
 
 
 def test_tab_a12_keypoint_groups():

@@ -23,7 +23,6 @@ from sspnet import Baseline, HierarchicalLoss, SSPNet
 
 PAPER_CHOICE = [PAPER_SCALES[group] for group in PA100K]
 KINDS = [*((ple, "resnet18") for ple in ("none", "R", "K", "S")), ("S", "swin_t")]
-MODELS = pytest.mark.parametrize("ple, backbone", KINDS)
 UPLOADS = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
 
 
@@ -69,23 +68,21 @@ def training_step(model, images, keypoints, labels, loss_of):
     return logits
 
 
-@MODELS
-@pytest.mark.parametrize("selecting", [True, False])
-def test_a_training_step_reads_nothing_from_the_device(ple, backbone, selecting):
+@pytest.mark.parametrize("ple, backbone", KINDS)
+def test_training_steps_inference_and_response_maps_read_nothing_from_the_device(ple, backbone):
     model, *given = on_meta(ple, backbone)
-    if ple != "none":
-        model.afss.selecting = selecting
+    images, keypoints = given[:2]
     with OneDevice():
-        logits = training_step(model, *given)
-    assert logits.shape == (3 if selecting and ple != "none" else 1, 4, 26)
-    assert any(p.grad is not None for p in model.parameters())
-
-
-@MODELS
-def test_inference_reads_nothing_from_the_device(ple, backbone):
-    model, images, keypoints, *_ = on_meta(ple, backbone)
-    with OneDevice(), torch.inference_mode():
-        assert model.eval()(images, keypoints).shape == (4, 26)
+        for selecting in (True, False):
+            if ple != "none":
+                model.afss.selecting = selecting
+            logits = training_step(model, *given)
+            assert logits.shape == (3 if selecting and ple != "none" else 1, 4, 26)
+        with torch.inference_mode():
+            assert model.eval()(images, keypoints).shape == (4, 26)
+        logits, responses = localize.response_maps(model, images, [0, 13], keypoints)
+    assert logits.shape == (4, 26)
+    assert len(responses) == 2
 
 
 class Launches(TorchDispatchMode):
@@ -116,32 +113,14 @@ def test_launches_of_ple_s_against_the_baselines():
     assert ratios[1] < 2.1
 
 
-@MODELS
-def test_response_maps_read_nothing_from_the_device(ple, backbone):
-    model, images, keypoints, *_ = on_meta(ple, backbone)
-    with OneDevice():
-        logits, responses = localize.response_maps(model.eval(), images, [0, 13], keypoints)
-    assert logits.shape == (4, 26)
-    assert len(responses) == 2
-
-
 def test_the_weights_average_reads_nothing_from_the_device():
     model = SSPNet(PA100K, "S", "resnet18", channels=8).to("meta")
     with OneDevice():
         train.update_ema(*train.averaged_tensors(copy.deepcopy(model), model), steps=7)
 
 
-@pytest.mark.parametrize(
-    "mistake",
-    [
-        lambda x: x + torch.zeros(4),
-        lambda x: x[x > 0],
-        lambda x: x.tolist(),
-        lambda x: x.cpu(),
-        lambda x: torch.tensor(1.0).to(x.device),
-    ],
-)
-def test_these_checks_see_mistakes(mistake):
+def test_these_checks_see_mistakes():
     x = torch.zeros(4, device="meta")
-    with OneDevice(), pytest.raises((AssertionError, RuntimeError, NotImplementedError)):
-        mistake(x)
+    for mistake in (lambda: x + torch.zeros(4), lambda: x[x > 0], x.tolist, x.cpu):
+        with OneDevice(), pytest.raises((AssertionError, RuntimeError, NotImplementedError)):
+            mistake()

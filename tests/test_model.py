@@ -1,8 +1,6 @@
 """The parts of sspnet.py and how they are wired: a whole model against a slow reference."""
 
-import ast
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,27 +11,7 @@ from torchvision.models import get_model
 
 import sspnet
 from localize import response_maps, to_image
-from sspnet import (
-    AFSS,
-    FPN,
-    GROUPS,
-    KEYPOINT_GROUPS,
-    PLE_K,
-    PLE_R,
-    PLE_S,
-    Backbone,
-    Baseline,
-    HierarchicalLoss,
-    OffsetSampling,
-    SSPNet,
-    bilinear_sample,
-    label_counts,
-    mean_accuracy,
-    prior_region,
-    upsample,
-)
-
-# ---- Sampling
+from sspnet import AFSS, FPN, GROUPS, PLE_K, PLE_S, Baseline, SSPNet, bilinear_sample, prior_region
 
 
 def test_bilinear_sample_is_zero_far_away_and_has_the_gradients_of_its_inputs():
@@ -50,7 +28,7 @@ def test_bilinear_sample_is_zero_far_away_and_has_the_gradients_of_its_inputs():
 def test_offset_points_start_on_a_ring_off_the_pixels_rows_and_columns(M):
     """There the gradient of bilinear interpolation jumps. Evenly on the ring, since equal points
     would never part in training, with equal weights; on all grids of 256x192 and 128x96."""
-    module = OffsetSampling(4, M)
+    module = sspnet.OffsetSampling(4, M)
     predicted = module.predict(torch.randn(4))
     offsets, weights = predicted[: 2 * M].reshape(M, 2), predicted[2 * M :].softmax(0)
     assert_close(offsets.norm(dim=1), torch.full((M,), 0.62))
@@ -72,9 +50,8 @@ def test_offset_points_start_on_a_ring_off_the_pixels_rows_and_columns(M):
 @torch.no_grad()
 def test_sampling_and_offsets_are_computed_in_float32_under_autocast():
     x, points = torch.randn(1, 4, 5, 5, dtype=torch.bfloat16), torch.full((1, 1, 2), 1.5)
-    module = OffsetSampling(4, 3)
+    module, found = sspnet.OffsetSampling(4, 3), []
     module.predict.register_forward_hook(lambda _, inputs, out: found.extend([*inputs, out]))
-    found = []
     with torch.autocast("cpu", torch.bfloat16):
         sampled = bilinear_sample(x, points)
         module(x, points)
@@ -96,9 +73,6 @@ def test_a_model_runs_in_lower_precision_with_keypoints_of_any_float(ple, dtype)
         assert_close(found.float(), expected, atol=0.02, rtol=0.1)
 
 
-# ---- Backbone and pyramid
-
-
 def test_tab03_parameters():
     """The baseline's to the number, SSPNet's to one percent."""
     for model, expected, share in (
@@ -115,13 +89,13 @@ def test_tab03_parameters():
 def test_a_file_that_is_no_state_dict_of_the_network_is_named(tmp_path, content):
     torch.save(content, tmp_path / "bad.pt")
     with pytest.raises(ValueError, match="bad.pt: "):
-        Backbone("resnet18", tmp_path / "bad.pt")
+        sspnet.Backbone("resnet18", tmp_path / "bad.pt")
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_resnets_map_pixels_look_at_image_pixel_stride_times_k(name):
     """With equal positive weights the gradient of map pixel k is symmetric about where it looks."""
-    backbone = Backbone(name).double().eval()
+    backbone = sspnet.Backbone(name).double().eval()
     for module in backbone.modules():
         if isinstance(module, torch.nn.Conv2d):
             torch.nn.init.constant_(module.weight, 1 / module.weight[0].numel())
@@ -160,7 +134,7 @@ def test_upsample_matches_loops(h, w, factor, patches, more):
     x = torch.randn(1, 2, h, w, dtype=torch.float64)
     H, W = h * factor + more, w * factor + more
     expected = upsample_by_loops(x, H, W, factor, patches)
-    assert_close(upsample(x, (H, W), factor, patches), expected)
+    assert_close(sspnet.upsample(x, (H, W), factor, patches), expected)
 
 
 @torch.no_grad()
@@ -170,9 +144,6 @@ def test_fpn_passes_activations_through_at_about_unit_scale():
     C = [torch.randn(2, c, 64 >> s, 48 >> s) for s, c in enumerate(channels)]
     for P in FPN(channels)(C):
         assert 0.5 < P.std() < 2
-
-
-# ---- AFSS
 
 
 def test_afss_selects_anew_each_epoch_and_treats_what_is_undefined_or_equal():
@@ -198,7 +169,10 @@ def test_low_precision_changes_no_count(dtype):
     """300 batches of 32, more than either type can count."""
     torch.manual_seed(7)
     logits, labels = torch.randn(3, 9600, 2), (torch.rand(9600, 2) < 0.3).float()
-    expected, afss = mean_accuracy(label_counts(logits, labels)), AFSS(["head", "all"]).to(dtype)
+    expected, afss = (
+        sspnet.mean_accuracy(sspnet.label_counts(logits, labels)),
+        AFSS(["head", "all"]).to(dtype),
+    )
     for batch in range(300):
         rows = slice(32 * batch, 32 * batch + 32)
         afss.update(logits[:, rows], labels[rows])
@@ -218,28 +192,22 @@ def test_afss_choice_and_whether_it_is_frozen_travel_in_the_state_dict_as_tensor
         assert not other.afss.selecting
 
 
-@pytest.mark.parametrize(
-    "mode, state",
-    [
+def test_afss_refuses_a_state_that_contradicts_it_and_logits_not_of_three_scales():
+    for mode, state in (
         ("P1", [1, 1, 1, 0]),  # the choice of a group
         ("group", [0, 3, 0, 1]),
         ("group", [0, 1, 1]),
         ("group", [0, 1, 2, 1]),  # the scales of one group differ, as AFSS*'s may
         ("attribute", [0, 0.5, 2, 1]),  # the average of two choices
-    ],
-)
-def test_afss_refuses_a_state_that_contradicts_it(mode, state):
-    afss = AFSS(["head", "all", "head"], mode)
-    before = list(afss.scales)
-    with pytest.raises(ValueError, match="AFSS"):
-        afss.set_extra_state(torch.tensor(state))
-    assert afss.scales == before
-
-
-@pytest.mark.parametrize("shape", [(1, 4, 2), (4, 2), (3, 4, 1), (3, 5, 2)])
-def test_afss_refuses_logits_that_are_not_of_three_scales(shape):
-    with pytest.raises(ValueError, match="AFSS"):
-        AFSS(["head", "all"]).update(torch.zeros(shape), torch.ones(4, 2))
+    ):
+        afss = AFSS(["head", "all", "head"], mode)
+        before = list(afss.scales)
+        with pytest.raises(ValueError, match="AFSS"):
+            afss.set_extra_state(torch.tensor(state))
+        assert afss.scales == before
+    for shape in ((1, 4, 2), (4, 2), (3, 4, 1), (3, 5, 2)):
+        with pytest.raises(ValueError, match="AFSS"):
+            AFSS(["head", "all"]).update(torch.zeros(shape), torch.ones(4, 2))
 
 
 @pytest.mark.parametrize("mode", ["group", "P3"])
@@ -253,30 +221,22 @@ def test_afss_counts_and_selects_nothing_once_frozen_or_fixed(mode):
     assert afss.scales == before
 
 
-# ---- The switches of Tab. 2
-
-
 @torch.no_grad()
-def test_without_offsets_ple_k_reads_the_keypoints_themselves():
+def test_without_offsets_the_prior_points_themselves_are_read():
+    """PLE-K's keypoints; PLE-S's grid, which at ratio 1 is the region of PLE-R."""
     torch.manual_seed(6)
-    x, keypoints = torch.randn(1, 4, 6, 5), torch.rand(1, 16, 2) * 5
+    x, keypoints = torch.randn(1, 4, 16, 6), torch.rand(1, 16, 2) * 5
     (feature,) = PLE_K(4, offsets=False)(x, ["head"], keypoints)
-    for k, n in enumerate(KEYPOINT_GROUPS["head"]):
+    for k, n in enumerate(sspnet.KEYPOINT_GROUPS["head"]):
         assert_close(feature[0, :, k], value_at(x[0], *keypoints[0, n].tolist()))
-
-
-@torch.no_grad()
-def test_without_offsets_ple_s_at_ratio_1_is_ple_r():
-    x = torch.randn(2, 4, 16, 6)
-    pairs = zip(PLE_S(4, ratio=1, offsets=False)(x, GROUPS), PLE_R()(x, GROUPS), strict=True)
-    for sampled, cropped in pairs:
-        assert_close(sampled, cropped, atol=1e-5, rtol=1e-5)
+    grids, regions = PLE_S(4, ratio=1, offsets=False)(x, GROUPS), sspnet.PLE_R()(x, GROUPS)
+    assert_close(grids, [region.contiguous() for region in regions], atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
 def test_without_prior_each_group_is_seen_as_all_is():
     x, keypoints = torch.randn(2, 4, 16, 6), torch.rand(2, 16, 2) * 5
-    for PLE in (PLE_R, lambda **prior: PLE_K(4, **prior), lambda **prior: PLE_S(4, **prior)):
+    for PLE in (sspnet.PLE_R, lambda **prior: PLE_K(4, **prior), lambda **prior: PLE_S(4, **prior)):
         (expected,) = PLE()(x, ["all"], keypoints)
         for feature in PLE(prior=False)(x, GROUPS, keypoints):
             assert_close(feature, expected)
@@ -288,9 +248,9 @@ def test_fig06_the_ratio_is_a_share_of_points_not_of_each_axis(ratio):
         top, bottom = prior_region(group, 64)
         points = PLE_S(4, ratio=ratio).points(group, 64, 48)[..., 0].numel()
         assert points / ((bottom - top) * 48) == pytest.approx(ratio, abs=0.03)
-
-
-# ---- A whole model against a slow reference
+    for wrong in (0, 75, float("nan")):
+        with pytest.raises(ValueError, match="ratio"):
+            PLE_S(ratio=wrong)
 
 
 def reference_maps(model, net, images):
@@ -320,44 +280,15 @@ def reference_pyramid(model, C):
     return [model.fpn.smooth[s](tops[s]) for s in range(3)]
 
 
-def reference_points(ple, group, P, keypoints, stride, patches):
-    """The prior points of one image as lists: rows of points for S, one row for K."""
-    height, width = P.shape[2:]
-    if ple == "K":
-        row = []
-        for n in KEYPOINT_GROUPS[group]:
-            u, v = keypoints[n].tolist()
-            row.append([(c + 0.5) / stride - 0.5 if patches else c / stride for c in (u, v)])
-        return [row]
-    top, bottom = prior_region(group, height)
-    rows, columns = round((bottom - top) * 0.75**0.5), round(width * 0.75**0.5)
-    ys = [top + (i + 0.5) * (bottom - top) / rows - 0.5 for i in range(rows)]
-    xs = [(j + 0.5) * width / columns - 0.5 for j in range(columns)]
-    return [[[x, y] for x in xs] for y in ys]
-
-
-def reference_pool(feature):
-    """The maximum over all of (C, h, w), and over its quarters, which may overlap by a row."""
-    h, w = feature.shape[1:]
-    if h == 1:  # keypoints: four runs
-        cells = [feature[:, :, i * w // 4 : -(-(i + 1) * w // 4)] for i in range(4)]
-    else:
-        halves = [feature[:, : -(-h // 2)], feature[:, h // 2 :]]
-        cells = [part[:, :, c] for part in halves for c in (slice(-(-w // 2)), slice(w // 2, None))]
-    quarters = torch.stack([cell.amax((1, 2)) for cell in cells], 1).flatten()
-    return torch.cat([feature.amax((1, 2)), quarters])
-
-
 @pytest.mark.parametrize(
     "backbone, scales", [("resnet18", [1, 0, 2, 1, 0]), ("swin_t", [0, 2, 0, 2, 1])]
 )
 @pytest.mark.parametrize("ple", ["R", "K", "S"])
 @torch.no_grad()
 def test_eq01_a_whole_model_matches_a_slow_reference(tmp_path, ple, backbone, scales):
-    """Image by image, attribute by attribute, at a size that is no multiple of the strides.
-
-    The last of the scales separates two attributes of one group, as AFSS* does.
-    """
+    """Image by image, attribute by attribute, at a size that is no multiple of the strides. PLE and
+    pooling, which it takes from the model, have references in test_equations.py. The last of the
+    scales separates two attributes of one group, as AFSS* does."""
     torch.manual_seed(20)
     net = get_model(backbone).double().eval()
     torch.save(net.state_dict(), tmp_path / "net.pt")
@@ -372,19 +303,12 @@ def test_eq01_a_whole_model_matches_a_slow_reference(tmp_path, ple, backbone, sc
     pyramid = reference_pyramid(model, reference_maps(model, net, images))
     found = model(images, keypoints)
     for j, group in enumerate(FEW_GROUPS):
-        P = pyramid[scales[j]]
-        top, bottom = prior_region(group, P.shape[2])
+        P, stride, head = pyramid[scales[j]], (4, 8, 16)[scales[j]], model.heads[group]
+        points = (keypoints + 0.5) / stride - 0.5 if model.patches else keypoints / stride
+        k = [i for i, g in enumerate(FEW_GROUPS) if g == group].index(j)
         for b in range(2):
-            feature = P[b, :, top:bottom]
-            if ple != "R":
-                stride = (4, 8, 16)[scales[j]]
-                points = reference_points(ple, group, P, keypoints[b], stride, model.patches)
-                grid = torch.tensor(points, dtype=torch.float64)  # (h, w, 2)
-                feature = model.ple.sample(P[b : b + 1], grid.flatten(0, 1)[None])  # Eq. 6, 8
-                feature = feature[0].T.unflatten(1, grid.shape[:2])  # (C, h, w)
-            head = model.heads[group]
-            k = [i for i, g in enumerate(FEW_GROUPS) if g == group].index(j)
-            expected = head.weight[k] @ reference_pool(feature) + head.bias[k]
+            (region,) = model.ple(P[b : b + 1], [group], points[b : b + 1])
+            expected = head.weight[k] @ sspnet.pyramid_pool(region)[0] + head.bias[k]
             assert_close(found[b, j], expected, atol=1e-5, rtol=1e-5)
 
 
@@ -442,7 +366,7 @@ def test_ple_k_takes_16_points_for_each_image_alone(shape):
 def test_the_loss_takes_labels_of_any_type_but_of_the_logits_shape_alone():
     torch.manual_seed(23)
     logits, labels = torch.randn(3, 4, 2), torch.rand(4, 2) < 0.5
-    loss = HierarchicalLoss(["head", "all"], torch.tensor([0.2, 0.6]))
+    loss = sspnet.HierarchicalLoss(["head", "all"], torch.tensor([0.2, 0.6]))
     for dtype in (torch.int64, torch.bool):
         assert_close(loss(logits, labels.to(dtype)), loss(logits, labels.float()))
     for shape in ((2,), (1, 2), (4, 3), (4, 1), (3, 4, 2)):
@@ -451,7 +375,7 @@ def test_the_loss_takes_labels_of_any_type_but_of_the_logits_shape_alone():
     with pytest.raises(ValueError, match="loss"):
         loss(torch.randn(3, 4, 1), torch.ones(4, 1))
     with pytest.raises(ValueError, match="loss"):
-        HierarchicalLoss(["head", "all"], torch.full((3,), 0.2))
+        sspnet.HierarchicalLoss(["head", "all"], torch.full((3,), 0.2))
 
 
 def test_a_region_has_a_row_or_more_and_halves_are_rounded_up():
@@ -462,46 +386,31 @@ def test_a_region_has_a_row_or_more_and_halves_are_rounded_up():
             assert 0 <= top < bottom <= height
 
 
-@pytest.mark.parametrize("ratio", [0, 75, float("nan")])
-def test_a_ratio_is_a_share(ratio):
-    with pytest.raises(ValueError, match="ratio"):
-        PLE_S(ratio=ratio)
-
-
-@pytest.mark.parametrize("first", ["inference", "training"])
-def test_the_grids_of_ple_s_are_kept_for_inference_and_training(first):
+@pytest.mark.parametrize("modes", [(True, False), (False, True)])
+def test_the_grids_of_ple_s_are_kept_for_inference_and_training(modes):
     model, images = random_model("S"), torch.randn(2, 3, 64, 48)
-    for mode in ("inference", "training") if first == "inference" else ("training", "inference"):
-        if mode == "inference":
-            with torch.inference_mode():
-                model.eval()(images)
-        else:
-            model.train()(images).sum().backward()
+    for training in modes:
+        with torch.inference_mode(not training):
+            logits = model.train(training)(images)
+        if training:
+            logits.sum().backward()
     assert model.ple.sample.predict.weight.grad.abs().sum() > 0
 
 
-# ---- Response maps over the image
-
-
-@pytest.mark.parametrize("patches, stride, size", [(True, 4, (25, 19)), (False, 4, (26, 17))])
-def test_to_image_lays_each_map_pixel_where_it_looks(patches, stride, size):
-    """At input sizes that are no multiple of the stride; Swin's maps are smaller than those."""
+@pytest.mark.parametrize("patches, size", [(True, (25, 19)), (False, (26, 17))])
+def test_to_image_lays_each_map_pixel_where_it_looks(patches, size):
+    """At input sizes that are no multiple of the stride 4; Swin's maps are smaller than those. An
+    image of another size than the input has its edges where the input's are."""
     torch.manual_seed(22)
     h, w = (size[0] // 4, size[1] // 4) if patches else (-(-size[0] // 4), -(-size[1] // 4))
     response = torch.rand(h, w, dtype=torch.float64) + 1  # its minimum is not 0
-    over = upsample_by_loops(response[None, None], *size, stride, patches)[0, 0]
-    expected = (over - over.min()) / (over.max() - over.min())
-    found = to_image(response, stride, patches, size, size)
-    assert_close(found, expected.float(), atol=1e-6, rtol=1e-5)
-
-
-def test_to_image_of_a_resized_image_aligns_edges_and_a_constant_map_is_zero():
-    response = torch.rand(4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(24))
-    over = upsample_by_loops(response[None, None], 12, 15, 3, patches=True)[0, 0]
-    expected = (over - over.min()) / (over.max() - over.min())
-    found = to_image(response, 1, False, (4, 5), (12, 15))
-    assert_close(found, expected.float(), atol=1e-6, rtol=1e-5)
-    assert to_image(torch.ones(2, 3), 4, False, (8, 12), (16, 30)).sum() == 0
+    over = upsample_by_loops(response[None, None], *size, 4, patches)
+    resized = upsample_by_loops(over.float(), 3 * size[0], 3 * size[1], 3, patches=True)
+    for factor, at_size in ((1, over), (3, resized)):
+        expected = ((at_size - at_size.min()) / (at_size.max() - at_size.min()))[0, 0].float()
+        found = to_image(response, 4, patches, size, (size[0] * factor, size[1] * factor))
+        assert_close(found, expected, atol=1e-6, rtol=1e-5)
+    assert to_image(torch.ones(2, 3), 4, patches, (8, 12), (16, 30)).sum() == 0
 
 
 @pytest.mark.parametrize("ple", ["none", "R", "K", "S"])
@@ -537,20 +446,6 @@ def test_a_response_map_goes_back_through_its_own_groups_points_alone():
     model(torch.randn(1, 3, 64, 48))
     assert len(sampled) == len(set(FEW_GROUPS)) + 1  # a call for each group; the model's one
     assert sampled[-1] == sum(sampled[:-1])
-
-
-def test_the_baselines_response_map_matches_loops():
-    model = random_model("none").eval()
-    images = torch.randn(1, 3, 64, 96)
-    C5 = model.features(images)[0]
-    _, (response,) = response_maps(model, images, [2])
-    expected = torch.zeros(C5.shape[2:])
-    for k, weight in enumerate(model.head.weight[2].tolist()):  # d a / d A is weight / pixels
-        expected += weight / expected.numel() * C5[0, k].detach()
-    assert_close(response[0], expected.clamp(min=0), atol=1e-6, rtol=1e-4)
-
-
-# ---- Compile, export, copy
 
 
 def first_gradients(network, module, *inputs):
@@ -604,10 +499,3 @@ def test_exports_with_a_dynamic_batch(ple, backbone):
     exported = torch.export.export(model, example, dynamic_shapes=(dynamic, dynamic)).module()
     images, keypoints = torch.randn(5, 3, 64, 48), torch.rand(5, 16, 2) * 48
     assert_close(exported(images, keypoints), model(images, keypoints))
-
-
-def test_sspnet_imports_nothing_of_the_project():
-    tree = ast.parse(Path(sspnet.__file__).read_text())
-    modules = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
-    modules |= {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
-    assert {name.split(".")[0] for name in modules} == {"torch", "torchvision"}

@@ -2,15 +2,18 @@
 
 import ast
 import importlib
+import pickle
 import re
 import shutil
+import subprocess
 from fnmatch import filter as matching
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TINY, Detector, command, random_images, succeed, words
+from conftest import TINY, Detector, command, random_images, read_json, succeed, words
 
 import data
 import localize
@@ -18,7 +21,6 @@ import sspnet
 import train
 
 TESTS = Path(__file__).parent
-
 README = (TESTS.parent / "README.md").read_text(encoding="utf-8")
 PAPER = (TESTS / "paper.md").read_text(encoding="utf-8")
 COPIES = re.findall(r"^\| `([A-Z]\w+)` \| (`.*`) \|$", README, re.MULTILINE)
@@ -45,8 +47,10 @@ def code_of(names):
     return "\n".join(parts)
 
 
-def test_the_readme_lists_what_can_be_copied():
+def test_the_readme_lists_what_can_be_copied_and_sspnet_imports_nothing_of_the_project():
     assert {name for name, _ in COPIES} == set(USES)
+    imports = re.findall(r"^(?:import|from) (\w+)", Path(sspnet.__file__).read_text(), re.MULTILINE)
+    assert set(imports) == {"torch", "torchvision"}
 
 
 @pytest.mark.parametrize("name, needs", COPIES)
@@ -54,9 +58,6 @@ def test_copied_code_works_with_torch_alone(name, needs):
     alone = {"torch": torch, "F": F, "nn": torch.nn}
     exec(code_of([name, *re.findall(r"`(\w+)`", needs)]), alone)
     exec(USES[name], alone)
-
-
-# ---- Code and names
 
 
 @pytest.fixture
@@ -81,9 +82,6 @@ def test_its_python_runs(quick_start, tmp_path):
         expected = names["small"](names["images"])
         torch.testing.assert_close(names["program"].module()(names["images"]), expected)
     assert (tmp_path / "average.png").exists()
-
-
-# ---- The commands' help
 
 
 @pytest.mark.parametrize("name", ["train", "evaluate", "localize", "data"])
@@ -176,5 +174,12 @@ def test_the_picture_of_the_model_names_what_exists():
     assert [name for name in names if not hasattr(sspnet, name) | hasattr(localize, name)] == []
 
 
-def test_it_has_the_line_that_makes_json_of_upars_pickle():
-    assert f"\n{data.UPAR_TO_JSON}\n" in README
+def test_its_line_makes_json_of_upars_pickle(tmp_path):
+    (line,) = re.findall(r"^python -c .*pickle.*$", README, re.MULTILINE)
+    content = {"image_name": ["a.png"], "label": np.eye(2)[:1], "attr_name": ["a", "b"]}
+    content["partition"] = {"test": [[np.zeros(1)]]}
+    (tmp_path / "dataset_all.pkl").write_bytes(pickle.dumps(content))
+    subprocess.run(line, shell=True, check=True)
+    found = read_json("dataset_all.json")
+    assert found["label"] == [[1, 0]]
+    assert found["partition"] == {"test": [[[0]]]}

@@ -12,23 +12,11 @@ import sys
 import time
 from pathlib import Path
 
+import conftest
 import numpy as np
 import pytest
 import torch
-from conftest import (
-    SMALL,
-    TINY,
-    as_process,
-    assert_same,
-    load,
-    log_rows,
-    random_model,
-    refuse,
-    succeed,
-    tiny,
-    words,
-    write_csv,
-)
+from conftest import SMALL, TINY, as_process, assert_same, load, log_rows, refuse, tiny, words
 from torch.testing import assert_close
 
 import data
@@ -39,12 +27,9 @@ CHILDREN.set_forkserver_preload(["conftest"])
 
 
 def run_training(arguments, environment=(), comparable=False, largest_file=None):
-    """In a child process: a training, quietly.
-
-    `largest_file`: in bytes, as on a disk that is full. `comparable`: without dropout, with batch
-    norm's statistics frozen, and steps in proportion to the gradient. Adam's own step goes by its
-    sign, however small it is: it makes much of roundings.
-    """
+    """In a child process: a training, quietly. largest_file: in bytes, as on a disk that is full.
+    comparable: without dropout, with batch norm's statistics frozen, and steps in proportion to the
+    gradient. Adam's own step goes by its sign, however small it is: it makes much of roundings."""
     os.setpgrp()  # with its loading processes
     multiprocessing.set_start_method("fork", force=True)  # theirs, as in a command; not torch anew
     os.environ.update(environment)
@@ -99,14 +84,6 @@ def run_ranks(count, target, arguments, timeout=120, **options):
     assert codes == [0] * count
 
 
-def children_train(count, arguments, **options):
-    """`count` ranks of one training."""
-    run_ranks(count, run_training, (arguments,), **options)
-
-
-# ---- Resuming
-
-
 @pytest.mark.parametrize("options", ["--ple S", "--ple none --schedule plateau --amp bf16"])
 def test_resume_is_bit_equal_to_an_uninterrupted_run(tmp_path, monkeypatch, options):
     whole, real = tiny(tmp_path / "whole", *words(options)), train.train_one_epoch
@@ -136,47 +113,31 @@ def test_a_best_checkpoint_that_a_kill_prevented_is_written_when_resuming(tmp_pa
     assert_same(load(tmp_path / "run" / "best.pt"), best)
 
 
-def test_a_best_checkpoint_that_is_lost_for_good_is_told(tmp_path):
-    """And not that the run is done."""
-    tiny(tmp_path / "run", *words("--ple none --epochs 2"))
-    last = load(tmp_path / "run" / "last.pt")
-    last["best"] = 101.0  # of the first epoch
-    torch.save(last, tmp_path / "run" / "last.pt")
-    (tmp_path / "run" / "best.pt").unlink()
-    options = words("--ple none --epochs 2 --resume --out run")
-    assert "best.pt" in refuse("train.py", *TINY, *options)
-
-
-def test_another_number_of_processes_is_refused(tmp_path, monkeypatch):
-    """Batch norm's batch and the random numbers would be others."""
-    tiny(tmp_path / "run", *words("--ple none --epochs 1"))
-    last = load(tmp_path / "run" / "last.pt")
+def test_a_resume_is_refused_with_other_processes_and_where_best_is_lost_for_good(tmp_path):
+    """Batch norm's batch and the random numbers would be others; the run would not be done."""
+    options = words("--ple none --epochs 2")
+    last = tiny(tmp_path / "run", *options)
+    resumed = [*TINY, *options, *words("--resume --out run")]
     last["config"]["processes"] = 2
     torch.save(last, tmp_path / "run" / "last.pt")
-    options = words("--ple none --epochs 1 --resume --out run")
-    assert "processes 2, not 1" in refuse("train.py", *TINY, *options)
+    assert "processes 2, not 1" in refuse("train.py", *resumed)
+    last["config"]["processes"], last["best"] = 1, 101.0  # of the first epoch
+    torch.save(last, tmp_path / "run" / "last.pt")
+    (tmp_path / "run" / "best.pt").unlink()
+    assert "best.pt" in refuse("train.py", *resumed)
 
 
 def test_resume_where_there_is_nothing_starts_anew_and_a_moved_run_goes_on(tmp_path):
-    """One command, always the same, for a job that may be killed at any time."""
     options = [*words("--ple none --epochs 1"), "--resume"]
     first = tiny(tmp_path / "run", *options)
     (tmp_path / "run").rename(tmp_path / "moved")
     assert_same(first, tiny(tmp_path / "moved", *options, "--workers", "1"))
 
 
-def test_same_seed_same_result_for_any_number_of_workers(tmp_path):
-    first = tiny(tmp_path / "a", "--epochs", "1")["model"]
-    again = tiny(tmp_path / "b", "--epochs", "1", "--workers", "2")["model"]
-    assert_same(first, again)
-    other = tiny(tmp_path / "c", "--epochs", "1", "--seed", "1")["model"]
-    assert not torch.equal(first["fpn.smooth.0.weight"], other["fpn.smooth.0.weight"])
-
-
 def test_sigkill_at_random_moments_then_resume_ends_at_the_same_weights(tmp_path):
     arguments = [*TINY, *words("--epochs 3 --ple S --freeze 2 --workers 2 --resume")]
     started = time.time()
-    children_train(1, [*arguments, "--out", str(tmp_path / "whole")])
+    run_ranks(1, run_training, ([*arguments, "--out", str(tmp_path / "whole")],))
     longest, rng, kills = 0.7 * (time.time() - started), np.random.default_rng(0), 0
     cut = [*arguments, "--out", str(tmp_path / "cut")]
     while kills < 3:
@@ -192,7 +153,7 @@ def test_sigkill_at_random_moments_then_resume_ends_at_the_same_weights(tmp_path
         else:  # finished before the kill: the next one begins anew
             assert child.exitcode == 0
             (tmp_path / "cut").rename(tmp_path / f"finished-{child.pid}")
-    children_train(1, cut)
+    run_ranks(1, run_training, (cut,))
     for file in ("last.pt", "best.pt"):
         assert_same(load(tmp_path / "whole" / file), load(tmp_path / "cut" / file))
 
@@ -233,13 +194,10 @@ def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path):
     limit = len(before["last.pt"]) // 4
     resumed = [*TINY, *options, "--resume", "--out", str(out)]
     with pytest.raises(AssertionError, match=r"\[2\]"):  # one line and exit status 2
-        children_train(1, resumed, largest_file=limit)
+        run_ranks(1, run_training, (resumed,), largest_file=limit)
     assert not list(out.glob("*.tmp"))
     assert {file.name: file.read_bytes() for file in out.glob("*.pt")} == before
     assert tiny(out, *options, "--resume")["epoch"] == 3  # once there is room
-
-
-# ---- Several processes
 
 
 def test_two_processes_learn_what_one_does(tmp_path):
@@ -247,7 +205,7 @@ def test_two_processes_learn_what_one_does(tmp_path):
     training."""
     options = [*TINY, *words("--ple S --epochs 2 --freeze 1 --out")]
     for count in (1, 2):
-        children_train(count, [*options, str(tmp_path / str(count))], comparable=True)
+        run_ranks(count, run_training, ([*options, str(tmp_path / str(count))],), comparable=True)
     for a, b in zip(log_rows(tmp_path / "1"), log_rows(tmp_path / "2"), strict=True):
         for key in a:
             if key.startswith("scale"):
@@ -284,7 +242,7 @@ def own_loop(afss_choice, environment):
 
 
 def data_of_own_loop():
-    model = random_model("R", afss="attribute").train()
+    model = conftest.random_model("R", afss="attribute").train()
     torch.manual_seed(5)
     for module in model.modules():  # so that a batch alone decides its logits
         module.training = not isinstance(module, torch.nn.BatchNorm2d)
@@ -304,17 +262,10 @@ def test_afss_chooses_by_all_processes_images_in_a_loop_of_ones_own(tmp_path):
 
 
 def test_a_validation_split_smaller_than_the_number_of_processes(tmp_path):
-    write_csv(tmp_path)
+    conftest.write_csv(tmp_path)
     (tmp_path / "val.csv").write_text("path,Hat,boots\na.png,1,0\n")
-    options = [
-        "--dataset",
-        "csv",
-        "--data",
-        str(tmp_path),
-        *SMALL,
-        *words("--ple none --batch-size 2"),
-    ]
-    children_train(2, [*options, "--out", str(tmp_path / "run")])
+    options = ["--data", str(tmp_path), *SMALL, *words("--dataset csv --ple none --batch-size 2")]
+    run_ranks(2, run_training, ([*options, "--out", str(tmp_path / "run")],))
     assert log_rows(tmp_path / "run")[0]["val_Accu"]
 
 
@@ -331,4 +282,4 @@ def test_torchrun(tmp_path):
     epoch = load(tmp_path / "run" / "best.pt")["epoch"]
     logged = float(log_rows(tmp_path / "run")[epoch - 1]["val_mA"])
     options = words("--split val --images 16")  # over two processes, none twice
-    assert f"mA {logged:.2f}" in succeed("evaluate.py", tmp_path / "run/best.pt", *options)
+    assert f"mA {logged:.2f}" in conftest.succeed("evaluate.py", tmp_path / "run/best.pt", *options)

@@ -58,7 +58,6 @@ def test_an_interval_covers_the_truth_95_times_in_100(seeds, image_deviation):
 
 
 def test_compare_of_boxes_takes_the_mean_over_attributes(tmp_path):
-    """IoU at both thresholds and PCC, of all true boxes and of those predicted."""
     rng, expected = np.random.default_rng(1), {}
     for name, skill in (("none", 0.1), ("S", 0.3)):
         records, by_attribute = [], {"a": [], "b": []}
@@ -73,11 +72,9 @@ def test_compare_of_boxes_takes_the_mean_over_attributes(tmp_path):
         data.write_json(tmp_path / f"{name}.json", content)
         found = []
         for least in (0, 0.5):
-            kept = [
-                np.array([v for v in values if v[1] > least]) for values in by_attribute.values()
-            ]
-            iou = np.mean([values[:, 0].mean() for values in kept])
-            pcc = np.mean([np.corrcoef(values.T)[0, 1] for values in kept])
+            a, b = (np.array([v for v in by_attribute[k] if v[1] > least]) for k in "ab")
+            iou = (a[:, 0].mean() + b[:, 0].mean()) / 2
+            pcc = (np.corrcoef(a.T)[0, 1] + np.corrcoef(b.T)[0, 1]) / 2
             found += [f"{iou:.3f}", "0.900", f"{pcc:.3f}"]
         expected[name] = found
     _, none, S = compare.compare([str(tmp_path / "none.json"), str(tmp_path / "S.json")])
@@ -97,7 +94,7 @@ def test_compare_refuses_predictions_of_other_images(tmp_path):
 
 def test_tab03_profile_counts_multiply_adds():
     """Each output number of a layer costs the numbers that it is made from."""
-    (row,) = benchmark.profile("cpu", {("R", "resnet18"): (1, 2, 3)}, (1,), (64, 32), rounds=1)
+    (row,) = benchmark.profile("cpu", [("R", "resnet18")], (1,), (64, 32), rounds=1)
     model, counted = benchmark.build("R", "cpu", backbone="resnet18").eval(), []
 
     def count(layer, _, out):
@@ -109,4 +106,3 @@ def test_tab03_profile_counts_multiply_adds():
     with torch.inference_mode():
         model(torch.zeros(1, 3, 64, 32))
     assert row["GFLOPs 64x32"] == pytest.approx(sum(counted) / 1e9, rel=1e-6)
-    assert row["parameters"] * 1e6 == pytest.approx(sum(p.numel() for p in model.parameters()))
