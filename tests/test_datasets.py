@@ -259,7 +259,9 @@ def write_pcs(folder, layout, masks):
         if layout == "kaggle":
             random_images(folder / "png_images/IMAGES", [f"img_{i:04d}.png"], mask.shape)
             (folder / "png_masks/MASKS").mkdir(parents=True, exist_ok=True)
-            Image.fromarray(mask).save(folder / f"png_masks/MASKS/seg_{i:04d}.png")
+            image = Image.fromarray(mask)
+            image.putpalette([255] * 768)  # of one colour: its indices count
+            image.save(folder / f"png_masks/MASKS/seg_{i:04d}.png")
         else:
             random_images(folder / "photos", [f"{i:04d}.jpg"], mask.shape)
             file = folder / f"annotations/pixel-level/{i:04d}.mat"

@@ -57,9 +57,7 @@ def test_one_step_uses_the_training_sets_ratios_clips_and_decays_and_validates(t
         ("--dataset rap1", [None] * 20, [1] * 12 + [0.1] * 5 + [0.01] * 3),
     ],
 )
-def test_the_rate_falls_on_a_plateau_and_in_steps_where_nothing_is_validated(
-    options, losses, expected
-):
+def test_the_rate_falls_on_a_plateau_or_in_steps_without_validation(options, losses, expected):
     args = train.parse_arguments(words(f"--data x --epochs 20 {options}"))
     optimizer, rates = torch.optim.Adam(conftest.random_model("none").parameters(), 1.0), []
     scheduler = train.make_scheduler(args.schedule, optimizer, args.epochs, 10)
