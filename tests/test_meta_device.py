@@ -21,7 +21,6 @@ import localize
 import train
 from sspnet import Baseline, HierarchicalLoss, SSPNet
 
-PAPER_CHOICE = [PAPER_SCALES[group] for group in PA100K]
 KINDS = [*((ple, "resnet18") for ple in ("none", "R", "K", "S")), ("S", "swin_t")]
 UPLOADS = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
 
@@ -45,7 +44,7 @@ def on_meta(ple, backbone, B=4, H=64, W=48):
         model = Baseline(PA100K, backbone)
     else:
         model = SSPNet(PA100K, ple, backbone, channels=32)
-        model.afss.scales = list(PAPER_CHOICE)
+        model.afss.scales = [PAPER_SCALES[group] for group in PA100K]
     model = model.to("meta", memory_format=torch.channels_last)
     images = torch.zeros(B, 3, H, W, device="meta").to(memory_format=torch.channels_last)
     keypoints = torch.zeros(B, 16, 2, device="meta")
