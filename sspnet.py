@@ -551,8 +551,9 @@ def weighted_bce(logits, labels, positive_ratio):
     if logits.shape[-2:] != shape or labels.shape != shape:
         given = f"logits {tuple(logits.shape)}, labels {tuple(labels.shape)}"
         raise ValueError(f"loss: {given}, expected (..., B, L) and (B, L) with L = {shape[1]}")
-    labels = labels.to(logits.dtype).expand_as(logits)
-    weights = imbalance_weights(labels, positive_ratio)
+    labels = labels.to(logits.dtype)
+    weights = imbalance_weights(labels, positive_ratio).expand_as(logits)
+    labels = labels.expand_as(logits)
     bce = F.binary_cross_entropy_with_logits(logits, labels, weights, reduction="none")
     return bce.flatten(0, -2).mean(0)
 

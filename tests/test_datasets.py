@@ -359,9 +359,8 @@ def test_evaluation_matches_attributes_by_name(tmp_path):
     for header, row in (("path,Hat,boots", "a.png,1,0"), ("path,boots,Hat", "a.png,0,1")):
         (tmp_path / "test.csv").write_text(f"{header}\n{row}\nb.png,0,0\n")
         succeed("evaluate.py", "run/best.pt", "--json", "r.json")
-        results.append(
-            {row["attribute"]: row["mA"] for row in conftest.read_json("r.json")["attributes"]}
-        )
+        rows = conftest.read_json("r.json")["attributes"]
+        results.append({row["attribute"]: row["mA"] for row in rows})
     assert results[0] == results[1]
 
 

@@ -120,6 +120,8 @@ def test_the_weights_average_reads_nothing_from_the_device():
 
 def test_these_checks_see_mistakes():
     x = torch.zeros(4, device="meta")
-    for mistake in (lambda: x + torch.zeros(4), lambda: x[x > 0], x.tolist, x.cpu):
+    mistakes = [lambda: x + torch.zeros(4), lambda: x[x > 0], x.tolist, x.cpu]
+    mistakes.append(lambda: torch.tensor(1.0).to(x.device))
+    for mistake in mistakes:
         with OneDevice(), pytest.raises((AssertionError, RuntimeError, NotImplementedError)):
             mistake()

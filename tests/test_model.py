@@ -169,10 +169,8 @@ def test_low_precision_changes_no_count(dtype):
     """300 batches of 32, more than either type can count."""
     torch.manual_seed(7)
     logits, labels = torch.randn(3, 9600, 2), (torch.rand(9600, 2) < 0.3).float()
-    expected, afss = (
-        sspnet.mean_accuracy(sspnet.label_counts(logits, labels)),
-        AFSS(["head", "all"]).to(dtype),
-    )
+    expected = sspnet.mean_accuracy(sspnet.label_counts(logits, labels))
+    afss = AFSS(["head", "all"]).to(dtype)
     for batch in range(300):
         rows = slice(32 * batch, 32 * batch + 32)
         afss.update(logits[:, rows], labels[rows])
