@@ -67,12 +67,16 @@ class Lite0(nn.Module):
                 module.static_padding = nn.Identity()
 
     def forward(self, images):
-        net, maps = self.net, []
+        net = self.net
         mean, std = (torch.tensor(v, device=images.device).view(3, 1, 1) for v in (MEAN, STD))
         x = ((images * std + mean) * 255 - 127) / 128  # as these weights were trained
-        x = net._swish(net._bn0(net._conv_stem(x)))
-        for i, block in enumerate(net._blocks):
-            x = block(x)
+        return self.maps_from(net._swish(net._bn0(net._conv_stem(x))))
+
+    def maps_from(self, x, first=0):
+        """The maps that follow from the input of block `first`."""
+        net, maps = self.net, []
+        for i in range(first, len(net._blocks)):
+            x = net._blocks[i](x)
             if i in self.taps:
                 maps.append(x)
         return [*maps, net._swish(net._bn1(net._conv_head(x)))]
@@ -109,14 +113,10 @@ def reading_at(stride, load=evaluate.load_model):
 
     def opened(file, device="cpu"):
         model, config = load(file, device)
-        net, stage = model.backbone.net, (4, 8, 16).index(stride)
+        stage, of_C5 = (4, 8, 16).index(stride), model.attribute_logits
 
         def attribute_logits(maps, keypoints=None, apart=False):
-            x = maps[0]
-            for block in net._blocks[model.backbone.taps[stage] + 1 :]:
-                x = block(x)
-            C5 = net._swish(net._bn1(net._conv_head(x)))
-            return list(model.head(C5.mean((2, 3))).unbind(1))
+            return of_C5(model.backbone.maps_from(maps[0], Lite0.taps[stage] + 1)[-1:])
 
         model.strides, model.attribute_logits = (stride,), attribute_logits
         model.features = lambda images: [model.backbone(images)[stage]]
@@ -225,10 +225,11 @@ def main():
         train.build_model = functools.partial(build_model, dropout=own.dropout)
         train.main(options)
     elif name in commands:
-        if "--stride" in sys.argv:
-            place = sys.argv.index("--stride")
-            evaluate.load_model = reading_at(int(sys.argv.pop(place + 1)))
-            sys.argv.pop(place)
+        parser = argparse.ArgumentParser(add_help=False)
+        parser.add_argument("--stride", type=int, choices=(4, 8, 16))
+        own, sys.argv[1:] = parser.parse_known_args()
+        if own.stride:
+            evaluate.load_model = reading_at(own.stride)
         commands[name]()
     else:
         print(__doc__)
