@@ -23,7 +23,7 @@ import train
 TESTS = Path(__file__).parent
 README = (TESTS.parent / "README.md").read_text(encoding="utf-8")
 PAPER = (TESTS / "paper.md").read_text(encoding="utf-8")
-COPIES = re.findall(r"^\| `([A-Z]\w+)` \| (`.*`) \|$", README, re.MULTILINE)
+COPIES = re.findall(r"`([A-Z]\w+)` \((`[^)]+`)\)", README)
 USES = {
     "FPN": "FPN([2, 2, 2, 2], 8)([torch.zeros(1, 2, n, n) for n in (8, 4, 2, 1)])",
     "AFSS": "a = AFSS(['head']); a.update(torch.zeros(3, 2, 1), torch.eye(2)[:, :1]); a.select()",
