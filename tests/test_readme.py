@@ -68,7 +68,7 @@ def quick_start(trained, tmp_path):
 
 
 def test_its_python_runs(quick_start, tmp_path):
-    """The blocks in their order, in one namespace; what is compiled is not called."""
+    """The blocks in their order, in one namespace."""
     random_images(tmp_path, ["photo.jpg"])
     blocks = re.findall(r"^```python\n(.*?)^```", README + PAPER, re.MULTILINE | re.DOTALL)
     torch.manual_seed(0)
