@@ -13,6 +13,8 @@ Shapes: B images, C channels, H x W map, N prior points, M offset points, L attr
 (in Eq. 14, P and N count labels). Points are (x, y) in pixels, whose centres are at integers.
 """
 
+import pickle
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -23,7 +25,7 @@ SCALES = ("P1", "P2", "P3")
 
 
 class InputError(ValueError):
-    """What a user gave cannot be used: a file or an option. The commands say it in one line."""
+    """Bad user input; the commands print it in one line."""
 
 
 # Tab. A.11: top and bottom of each group's region as fractions of the map's height.
@@ -84,14 +86,22 @@ class Backbone(nn.Module):
         return maps
 
 
+def read_tensors(file):
+    """Tensors and plain values that torch saved; nothing in the file is executed."""
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:  # torch's own words advise to load it unsafely
+        raise ValueError("more than tensors and plain values, or no file of torch's") from None
+
+
 def load_weights(net, file, classifier=()):
     """Loads a state dict file. Names that start with `classifier` may be missing or extra."""
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
+        state = read_tensors(file)
         state = state.get("state_dict", state)
         state = {name: t for name, t in state.items() if not name.startswith(classifier)}
         missing, unexpected = net.load_state_dict(state, strict=False)
-    except Exception as error:  # the zip reader and the restricted unpickler raise many types
+    except Exception as error:  # the zip reader and foreign content raise many types
         raise InputError(f"{file}: not this network's state dict ({str(error)[:200]})") from error
     for name in (*missing, *unexpected):
         if not name.startswith(classifier) and not name.endswith("num_batches_tracked"):
@@ -101,10 +111,10 @@ def load_weights(net, file, classifier=()):
 def upsample(x, size, factor, patches):
     """Bilinear upsampling, map and image in register: (B, C, h, w) -> (B, C, *size).
 
-    With `patches` (Swin), map pixel k covers image pixels s k to s k + s - 1 at stride s, so edges
-    align. Without (ResNet's padded, strided convolutions), it is centred on image pixel s k, so it
-    moves to k * factor; aligned edges would shift C5 by 14 image pixels on its way to P1. Past the
-    last map pixel, its value is held.
+    At stride s map pixel k covers image pixels s * k to s * k + s - 1 with `patches` (Swin), so
+    edges align. Without (ResNet's padded, strided convolutions) it is centred on s * k, so it moves
+    to k * factor; aligned edges would shift C5 by 14 image pixels on its way to P1. Past the last
+    map pixel, its value is held.
     """
     x = torch.cat([x, x[:, :, -1:]], 2)
     x = torch.cat([x, x[:, :, :, -1:]], 3)
@@ -151,7 +161,7 @@ def label_counts(logits, labels):
     predicted = logits > 0  # a probability over 0.5; exactly 0.5 is a no
     positive = labels > 0.5
     TP, P = (predicted & positive).sum(-2), positive.sum(-2)
-    TN, N = (~predicted & ~positive).sum(-2), (~positive).sum(-2)
+    TN, N = (~(predicted | positive)).sum(-2), len(labels) - P
     return torch.stack(torch.broadcast_tensors(TP, P, TN, N))  # int64
 
 
@@ -165,11 +175,13 @@ def mean_accuracy(counts):
 class AFSS(nn.Module):
     """Eq. 4: chooses for each group the scale with the highest mA over an epoch of training.
 
-    Call `update` after every step and `select` after every epoch: without them all stay at P2. Both
-    do nothing once the choice is frozen (`selecting = False`) or where it is fixed. `scales[j]` (0,
-    1 or 2, a Python int: what is not chosen is not computed) is the choice for attribute j. The
-    state dict holds the choice and whether it is frozen. mode: "group", "attribute" (a scale for
-    each attribute, AFSS* of Tab. 1), or "P1", "P2" or "P3" (fixed).
+    Call `update` after every step and `select` after every epoch, on every process: without them
+    all stay at P2. Both do nothing once the choice is frozen (`selecting = False`) or where it is
+    fixed. `scales[j]` (0, 1 or 2, a Python int: what is not chosen is not computed) is the choice
+    for attribute j. mode: "group", "attribute" (a scale for each attribute, AFSS* of Tab. 1), or
+    "P1", "P2" or "P3" (fixed). The state dict holds the choice and whether it is frozen, not as a
+    buffer: with an average of weights (EMA, SWA, timm's) once an epoch call
+    `average.afss.set_extra_state(model.afss.get_extra_state())`.
     """
 
     fixed_modes = ("P1", "P2", "P3")
@@ -197,7 +209,9 @@ class AFSS(nn.Module):
         fits = len(scales) == len(self.scales) and {*scales, selecting} <= {0, 1, 2}
         if self.mode in self.fixed_modes:
             fits = fits and scales == self.scales
-        if not fits or len({*zip(self.units, scales, strict=True)}) > len({*self.units}):
+        if fits:  # one scale for each unit
+            fits = len(set(zip(self.units, scales, strict=True))) == len(set(self.units))
+        if not fits:
             raise ValueError(f"AFSS state {state.tolist()}: contradicts mode {self.mode}")
         self.scales = [int(scale) for scale in scales]
         self.selecting = bool(selecting) and self.mode not in self.fixed_modes
@@ -209,8 +223,8 @@ class AFSS(nn.Module):
             return
         shape = (3, len(labels), len(self.scales))
         if logits.shape != shape or labels.shape != shape[1:]:
-            given = f"logits {tuple(logits.shape)}, labels {tuple(labels.shape)}"
-            raise ValueError(f"AFSS.update: {given}, expected (3, B, L) and (B, L)")
+            shapes = f"logits {tuple(logits.shape)}, labels {tuple(labels.shape)}"
+            raise ValueError(f"AFSS.update: {shapes}, expected (3, B, L) and (B, L)")
         counts = label_counts(logits, labels)
         self.counts = counts if self.counts is None else self.counts + counts
 
@@ -247,40 +261,42 @@ def prior_region(group, height):
 # The point (1.25, 0.5) on a map of 4 columns lies between 4 corners:
 #   corner (x, y)   (1, 0)   (2, 0)   (1, 1)   (2, 1)
 #   corner_index    1        2        5        6       = image_start + 4 y + x
-#   corner_weight   0.375    0.125    0.375    0.125   such as (1 - 0.25) (1 - 0.5), times W_m
-def bilinear_sample(x, points, weights=None):
+#   corner_share    0.375    0.125    0.375    0.125   such as (1 - 0.25) (1 - 0.5), times W_m
+def bilinear_sample(x, points, W_m=None):
     """Bilinear sampling, zero outside the map: sum_m W_m x(P_m).
 
-    x (B, C, H, W), points (B, N, M, 2) in pixels of x, weights (B, N, M) -> (B, N, C). Without
-    weights: x at points (B, N, 2). Computed in float32 or better, returned in the dtype of x.
-    """
+    x (B, C, H, W), points (B, N, M, 2) in pixels of x, W_m (B, N, M) -> (B, N, C). Without W_m: x
+    at points (B, N, 2). Computed in float32 or better, returned in the dtype of x. `F.grid_sample`
+    would do, but makes the M terms before their sum: three times slower on a CPU, 1.3 times on an
+    H200 at P1 and P2."""
     # This cast stays: from pixel 2 on, bfloat16 resolves 1/64 pixel at best, and up to torch 2.10
     # CUDA has no bfloat16 gradient of `per_sample_weights`.
     dtype = torch.promote_types(x.dtype, torch.float32)
     points = points.to(dtype)
-    if weights is None:
+    if W_m is None:
         points = points.unsqueeze(2)
-        weights = torch.ones_like(points[..., 0])
+        W_m = torch.ones_like(points[..., 0])
     B, C, H, W = x.shape
     low = points.detach().floor()
-    pixels = torch.stack([low, low + 1], -1)  # (B, N, M, 2, 2): of x and of y, both neighbours
+    corner = low.long()  # whole before clamping, so that a NaN is some pixel, whose share is NaN
+    pixels = torch.stack([corner, corner + 1], -1)  # (B, N, M, 2, 2): of x and of y, neighbours
     columns = pixels[..., 0, :].clamp(0, W - 1)
     rows = pixels[..., 1, :].clamp(0, H - 1)
     inside = pixels == torch.stack([columns, rows], -2)
     fraction = points - low
-    weight = torch.stack([1 - fraction, fraction], -1) * inside  # zero outside the map
+    share = torch.stack([1 - fraction, fraction], -1) * inside  # zero outside the map
 
-    image_start = H * W * torch.arange(B, dtype=torch.int32, device=x.device)
-    row_start = image_start.view(B, 1, 1, 1) + W * rows.int()
-    corner_index = row_start.unsqueeze(-1) + columns.int().unsqueeze(-2)  # (B, N, M, 2, 2)
-    corner_weight = weight[..., 1, :].unsqueeze(-1) * weight[..., 0, :].unsqueeze(-2)
-    corner_weight = corner_weight * weights[..., None, None]
+    image_start = H * W * torch.arange(B, device=x.device)
+    row_start = image_start.view(B, 1, 1, 1) + W * rows
+    corner_index = row_start.unsqueeze(-1) + columns.unsqueeze(-2)  # (B, N, M, 2, 2)
+    corner_share = share[..., 1, :].unsqueeze(-1) * share[..., 0, :].unsqueeze(-2)
+    corner_share = corner_share * W_m[..., None, None]
     # A bag sums the 4 M corners of a prior point, so that (B, N, M, C) is never materialized.
     bags = F.embedding_bag(
         corner_index.flatten(2).flatten(0, 1),
         x.permute(0, 2, 3, 1).reshape(B * H * W, C).to(dtype),
         mode="sum",
-        per_sample_weights=corner_weight.flatten(2).flatten(0, 1).to(dtype),
+        per_sample_weights=corner_share.flatten(2).flatten(0, 1).to(dtype),
     )
     return bags.unflatten(0, points.shape[:2]).to(x.dtype)
 
@@ -289,11 +305,13 @@ class OffsetSampling(nn.Module):
     """Eq. 6 and 8: Phi(x, P_n) = A sum_m W_m x(P_n + dP_m), shared by all groups and scales.
 
     `predict` makes the M offsets dP_m (map pixels) and weights W_m (sum 1) from x(P_n). Train it at
-    a tenth of the learning rate: at the full rate points leave the map."""
+    a tenth of the learning rate: at the full rate points leave the map. The commands set TF32 on
+    CUDA, here too; against it helps `torch.set_float32_matmul_precision("highest")`."""
 
     # Where the points start, on a ring around P_n: evenly, since points that start together get
-    # equal gradients, so stay together; and off the pixels' rows and columns on all grids of PLE-S
-    # at 256x192 and 128x96, since there the gradient of bilinear interpolation jumps.
+    # equal gradients, so stay together; and off the pixels' rows and columns, where the gradient of
+    # bilinear interpolation jumps: on PLE-S's grids at 256x192 and 128x96, with M up to 5 and ratio
+    # 0.75 or 1; not at every other size and ratio.
     start_radius = 0.62  # map pixels
     start_angle = 13.55  # degrees
 
@@ -310,13 +328,15 @@ class OffsetSampling(nn.Module):
 
     def forward(self, x, points):
         """x (B, C, H, W), points P_n (B, N, 2) in pixels of x -> (B, N, C)."""
+        dtype = x.dtype
+        x = x.to(torch.promote_types(dtype, torch.float32))  # once for both samplings
         reference = bilinear_sample(x, points)  # (B, N, C)
-        # Not in autocast's bfloat16, in which offsets move in steps of 1/512 pixel and coarser.
+        # Not in autocast's bfloat16, in which an offset of 0.6 pixels moves in steps of 1/256.
         with torch.autocast(x.device.type, enabled=False):
             predicted = self.predict(reference.to(self.predict.weight.dtype))
         offsets, weights = predicted.split([2 * self.M, self.M], 2)
-        places = points.unsqueeze(2) + offsets.unflatten(2, (self.M, 2))  # (B, N, M, 2)
-        return self.A(bilinear_sample(x, places, weights.softmax(2)))
+        moved = points.unsqueeze(2) + offsets.unflatten(2, (self.M, 2))  # P_n + dP_m (B, N, M, 2)
+        return self.A(bilinear_sample(x, moved, weights.softmax(2)).to(dtype))
 
 
 class PLE_R(nn.Module):
@@ -363,7 +383,6 @@ class PLE_S(nn.Module):
             raise ValueError(f"ratio {ratio}: expected more than 0, at most 1")
         self.ratio, self.prior = ratio, prior
         self.sample = OffsetSampling(channels, M) if offsets else bilinear_sample
-        self.grids = {}  # those of `points`, made once for a size
 
     def points(self, group, height, width, device=None):
         """The grid on a map of this size, centred in the group's region: (rows, columns, 2)."""
@@ -377,12 +396,7 @@ class PLE_S(nn.Module):
 
     def forward(self, x, groups, keypoints=None):
         """x (B, C, H, W) -> a list, (B, C, rows, columns) per group."""
-        key = (*groups, *x.shape[2:], x.device)
-        grids = self.grids.get(key)
-        if grids is None:
-            grids = [self.points(group, *x.shape[2:], x.device) for group in groups]
-            if not torch.compiler.is_compiling():  # a tracer's tensors are not to be kept
-                self.grids[key] = grids
+        grids = [self.points(group, *x.shape[2:], x.device) for group in groups]
         points = torch.cat([grid.flatten(0, 1) for grid in grids]).expand(x.shape[0], -1, 2)
         features = self.sample(x, points).split([grid[..., 0].numel() for grid in grids], 1)
         pairs = zip(features, grids, strict=True)
@@ -458,8 +472,8 @@ class SSPNet(nn.Module):
 
     def attribute_logits(self, maps, keypoints=None, scales=None, apart=False):
         """A list of L logits (B,): attribute j from maps[scales[j]], by default AFSS's choice.
-        apart: each group's points are sampled in a call of their own, so that an attribute's
-        gradient does not go back through the points of other groups."""
+        apart: each group's points are sampled in a separate call, so that an attribute's gradient
+        does not go back through the points of other groups."""
         scales = self.afss.scales if scales is None else scales
         logits = [None] * len(scales)
         for s in sorted(set(scales)):
@@ -480,18 +494,14 @@ class SSPNet(nn.Module):
                         logits[j] = logit
         return logits
 
-    def classify(self, maps, keypoints=None, scales=None):
-        """`attribute_logits`, stacked: (B, L)."""
-        return torch.stack(self.attribute_logits(maps, keypoints, scales), 1)
-
     def forward(self, images, keypoints=None):
         """images (B, 3, H, W), for PLE-K keypoints (B, 16, 2) in their pixels -> logits (B, L). In
         training mode (3, B, L), one per scale for AFSS to compare; (1, B, L) once it is frozen."""
         if self.training and self.afss.selecting:
-            maps = self.features(images, scales=(0, 1, 2))
-            L = len(self.attribute_groups)
-            return torch.stack([self.classify(maps, keypoints, [s] * L) for s in range(3)])
-        logits = self.classify(self.features(images), keypoints)
+            maps, L = self.features(images, scales=(0, 1, 2)), len(self.attribute_groups)
+            by_scale = [self.attribute_logits(maps, keypoints, [s] * L) for s in range(3)]
+            return torch.stack([torch.stack(logits, 1) for logits in by_scale])
+        logits = torch.stack(self.attribute_logits(self.features(images), keypoints), 1)
         return logits[None] if self.training else logits
 
     def map_of(self, attribute):
@@ -528,14 +538,6 @@ class Baseline(nn.Module):
         return 0
 
 
-def build_model(config, weights=None):
-    """Builds the model of a run's config, a dict; ple "none" is the baseline."""
-    if config["ple"] == "none":
-        return Baseline(config["groups"], config["backbone"], weights)
-    names = ("ple", "backbone", "afss", "M", "ratio", "offsets", "prior", "channels")
-    return SSPNet(config["groups"], weights=weights, **{name: config[name] for name in names})
-
-
 # ---- Hierarchical loss (Sec. 3.2.4, Eq. 10-12)
 
 
@@ -545,12 +547,14 @@ def imbalance_weights(labels, positive_ratio):
 
 
 def weighted_bce(logits, labels, positive_ratio):
-    """Eq. 10 with its minus sign, but for the sum over attributes; the mean over images (and
-    scales). logits (..., B, L), labels (B, L); positive_ratio (L,) of the training set -> (L,)."""
+    """Eq. 10, negated, before its sum over attributes: the mean over images (and scales). logits
+    (..., B, L), labels (B, L) of 0 and 1; positive_ratio (L,) of the training set -> (L,)."""
     shape = logits.shape[-2], len(positive_ratio)
     if logits.shape[-2:] != shape or labels.shape != shape:
-        given = f"logits {tuple(logits.shape)}, labels {tuple(labels.shape)}"
-        raise ValueError(f"loss: {given}, expected (..., B, L) and (B, L) with L = {shape[1]}")
+        shapes = f"logits {tuple(logits.shape)}, labels {tuple(labels.shape)}"
+        raise ValueError(f"loss: {shapes}, expected (..., B, L) and (B, L) with L = {shape[1]}")
+    if labels.device.type == "cpu" and ((labels != 0) & (labels != 1)).any():  # a GPU would wait
+        raise ValueError("loss: expected labels of 0 and 1")
     labels = labels.to(logits.dtype)
     weights = imbalance_weights(labels, positive_ratio).expand_as(logits)
     labels = labels.expand_as(logits)
@@ -569,7 +573,7 @@ class HierarchicalLoss(nn.Module):
             raise ValueError(f"loss: {len(attribute_groups)} groups, expected one for each of {L}")
         rows = []
         for group in sorted(set(attribute_groups)):
-            rows.append([float(own == group) for own in attribute_groups])
+            rows.append([float(other == group) for other in attribute_groups])
         self.register_buffer("positive_ratio", positive_ratio)
         self.register_buffer("membership", torch.tensor(rows, dtype=positive_ratio.dtype))  # (G, L)
 

@@ -68,7 +68,7 @@ def build(ple, device, selecting=False, backbone="resnet50"):
 
 @cache  # drawn once for all rows and models
 def batch(B, device, H=256, W=192):
-    """Images, labels and keypoints of the synthetic set."""
+    """Images (uint8), labels and keypoints of the synthetic set."""
     split = data.synthetic("test", images=B, size=(H, W))
     images, labels, keypoints, _ = next(iter(data.loader(split, (H, W), B)))
     images = images.to(device, memory_format=torch.channels_last)
@@ -77,22 +77,12 @@ def batch(B, device, H=256, W=192):
 
 def stepper(model, B, device, amp):
     """A function that makes one training step of `train.py`, its weights' average excepted."""
-    images, labels, keypoints = batch(B, device)
     loss_of = sspnet.HierarchicalLoss(GROUPS_OF, torch.full((26,), 0.3)).to(device)
     groups = train.parameter_groups(model.train(), 1e-4)
-    optimizer = torch.optim.Adam(groups, fused=device.startswith("cuda"))
-
-    def step():
-        with autocast(device, amp):
-            logits = model(images, keypoints)
-        optimizer.zero_grad(set_to_none=True)
-        loss_of(logits.float(), labels).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), train.GRADIENT_NORM)
-        optimizer.step()
-        if isinstance(model, SSPNet):
-            model.afss.update(logits.detach(), labels)
-
-    return step
+    optimizer = torch.optim.Adam(groups, fused=device.startswith("cuda") or None)
+    scaler = torch.amp.GradScaler(device.split(":")[0], enabled=False)
+    state = {"model": model, "optimizer": optimizer, "scaler": scaler}
+    return partial(train.train_step, state, model, loss_of, *batch(B, device), amp)
 
 
 def dense_offsets(sample, x):
@@ -147,7 +137,7 @@ def row_inference(args):
     @torch.inference_mode()
     def run(model):
         with autocast(args.device, args.amp):
-            model(images, keypoints)
+            model(data.normalize(images), keypoints)
 
     candidates = {ple: partial(run, build(ple, args.device).eval()) for ple in PLES}
     yield from beside_baseline("inference", candidates, args)
@@ -188,6 +178,7 @@ def row_ple(args):
 def row_cam(args):
     """Grad-CAM-P of all attributes of 16 images."""
     model, (images, _, keypoints) = build("S", args.device).eval(), batch(16, args.device)
+    images = data.normalize(images)
     attributes = [0, 7, 13, 22] if args.quick else list(range(26))
     cam_per_attribute(model, images, attributes[:1])  # warms up: on a CPU the rest takes minutes
     ways = {"plain": partial(cam_per_attribute, model, images, attributes)}
@@ -238,11 +229,12 @@ def profile(device, models=MODELS, batches=(1, 32), size=(256, 192), rounds=5):
             for H, W in (size, (256, 128)):
                 images, _, keypoints = batch(1, device, H, W)
                 with FlopCounterMode(display=False) as counter:
-                    model(images, keypoints)
+                    model(data.normalize(images), keypoints)
                 row[f"GFLOPs {H}x{W}"] = counter.get_total_flops() / 2e9
             for count in batches:
                 images, _, keypoints = batch(count, device, *size)
-                times = race({"run": partial(model, images, keypoints)}, rounds, device)
+                run = partial(model, data.normalize(images), keypoints)
+                times = race({"run": run}, rounds, device)
                 row[f"images/s of {count}"] = count / statistics.median(times["run"])
         rows.append(row)
     return rows

@@ -148,9 +148,9 @@ def mean_maps(model, config, split):
         batches = data.progress(torch.utils.data.DataLoader(subset, 32), f"{config['ple']} {name}")
         total, count, outer = torch.zeros(size), 0, 0
         for images, _, keypoints, _ in batches:
+            images = data.normalize(images)
             (responses,) = localize.response_maps(model, images, [j], keypoints)[1]
-            for response in responses:
-                heat = localize.to_image(response, stride, model.patches, size, size)
+            for heat in localize.to_image(responses, stride, model.patches, size, size):
                 if heat.max() > 0:
                     total, count = total + heat, count + 1
                     outer += in_outer_twelfth(heat)

@@ -43,7 +43,7 @@ def test_images_of_every_mode_are_read_as_rgb(tmp_path):
         "alpha.png": (rgb.convert("RGBA"), {}, (200, 100, 50)),
         "cmyk.tif": (rgb.convert("CMYK"), {}, (200, 100, 50)),
         "grey.png": (grey, {}, (100, 100, 100)),
-        "grey16.png": (Image.fromarray(np.array(grey, np.uint16) * 257), {}, (100, 100, 100)),
+        "grey16.png": (Image.fromarray(np.array(grey, np.uint16) * 256 + 7), {}, (100, 100, 100)),
         "turned.png": (rgb.transpose(Image.Transpose.ROTATE_90), {"exif": turned}, (200, 100, 50)),
     }
     for name, (image, options, colour) in kinds.items():
@@ -52,6 +52,26 @@ def test_images_of_every_mode_are_read_as_rgb(tmp_path):
         assert found.dtype == torch.uint8
         assert found.shape == (3, 6, 4), name
         assert found[:, 2, 1].tolist() == pytest.approx(colour, abs=2), name
+        assert data.image_size(tmp_path / name) == (6, 4)
+    big_endian = Image.frombytes("I;16B", (2, 1), bytes([100, 7, 200, 7]))
+    assert read_image(big_endian)[0].tolist() == [[100, 200]]
+    assert read_image(rgb)[:, 2, 1].tolist() == [200, 100, 50]
+    assert rgb.getpixel((1, 2)) == (200, 100, 50)  # it is still open
+
+
+def test_images_that_are_not_of_uint8_and_three_channels_are_refused(tmp_path):
+    """Others gave sure, wrong answers: of a float image 255 is not white."""
+    image = torch.zeros(3, 6, 4, dtype=torch.uint8)
+    others = [image.float(), image.long(), image.bool(), image[None], image[:1], image[0]]
+    others += [image.permute(1, 2, 0), np.zeros((6, 4, 4), np.uint8), np.zeros((6, 4, 3))]
+    others += [Image.new("I", (4, 6)), Image.new("F", (4, 6))]
+    for other in others:
+        with pytest.raises(data.InputError, match="image"):
+            read_image(other)
+    for mode in ("I", "F"):
+        Image.new(mode, (4, 6), 200).save(tmp_path / f"{mode}.tif")
+        with pytest.raises(data.InputError, match=rf"{mode}\.tif"):
+            read_image(tmp_path / f"{mode}.tif")
 
 
 def marked(points, H, W):
@@ -96,6 +116,13 @@ def test_resize_moves_points_with_the_image():
     assert moved[:3].tolist() == [[5 * x + 2, 3 * y + 1] for x, y in points] == brightest(image)
 
 
+def test_resize_averages_the_pixels_that_it_joins():
+    stripes = torch.zeros(3, 64, 48, dtype=torch.uint8)
+    stripes[:, :, ::2] = 200
+    image, _ = data.resize(stripes, torch.zeros(16, 2), (16, 12))
+    assert (image[:, :, 2:-2].float() - 100).abs().max() < 10
+
+
 def indices(batches, epoch):
     """Each batch's images in this epoch, by their place in the split."""
     data.start_epoch(batches, epoch)
@@ -115,6 +142,13 @@ def test_training_batches_depend_on_seed_and_epoch_alone():
     assert torch.equal(first, epoch_of(2, 3))
     assert not torch.equal(first, epoch_of(0, 4))
     assert not torch.equal(first, epoch_of(0, 3, seed=1))
+    orders = []
+    for seed in range(3):  # no epoch of one seed has the order of another's
+        batches = loader(split, (64, 48), 4, train=True, seed=seed)
+        orders += [str(indices(batches, epoch)) for epoch in range(3)]
+    assert len(set(orders)) == 9
+    first, second = (Pedestrians(split, (64, 48), train=True, seed=seed) for seed in (0, 1))
+    assert not all(torch.equal(first[i][0], second[i][0]) for i in range(3))
 
 
 def test_augmentation_shifts_up_to_ten_pixels_and_mirrors_half_of_the_images():
@@ -134,10 +168,12 @@ def test_augmentation_shifts_up_to_ten_pixels_and_mirrors_half_of_the_images():
     assert 150 < mirrored < 250
 
 
-def test_an_item_has_the_models_shapes_and_normalization():
+def test_an_item_has_the_models_shapes_and_normalize_its_scale():
     image, labels, keypoints, i = Pedestrians(split_of(np.zeros((2, 3))), (64, 48))[1]
     assert [tuple(x.shape) for x in (image, labels, keypoints)] == [(3, 64, 48), (3,), (16, 2)]
     assert i == 1
+    assert image.dtype == torch.uint8
+    image = data.normalize(image)
     mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # ImageNet's
     expected = [(1 / 255 - m) / s for m, s in zip(mean, std, strict=True)]
     assert_close(image.mean((1, 2)), torch.tensor(expected))
@@ -160,10 +196,14 @@ def test_shares_of_several_processes_make_up_the_batch_and_validate_each_image_o
     assert sorted(seen) == list(range(23))
 
 
+IMAGES = [np.zeros((40, 20, 3), np.uint8)] * 2
+
+
 def test_keypoint_file(tmp_path):
-    points = np.random.default_rng(0).random((3, 16, 3)).astype(np.float32)
+    points = 20 * np.random.default_rng(0).random((3, 16, 3)).astype(np.float32)
     np.savez(tmp_path / "k.npz", names=["a", "b", "c"], keypoints=points)
-    assert (data.read_keypoints(tmp_path / "k.npz", ["c", "a"]) == points[[2, 0], :, :2]).all()
+    read = data.read_keypoints(tmp_path / "k.npz", ["c", "a"], IMAGES)
+    assert (read == points[[2, 0], :, :2]).all()
 
 
 @pytest.mark.parametrize(
@@ -173,13 +213,15 @@ def test_keypoint_file(tmp_path):
         (["a", "b", "a"], np.zeros((3, 16, 3)), "the same"),
         (["a", "b"], np.zeros((2, 17, 3)), "16"),  # COCO's
         (["a", "b"], np.full((2, 16, 3), np.nan), "not finite"),
+        (["a", "b"], np.random.default_rng(0).random((2, 16, 3)), "pixel"),  # shares
+        (["a", "b"], 50 + np.arange(96).reshape(2, 16, 3), "pixel"),  # all outside
         (["a", "b"], np.full((2, 16, 3), {"a": 1}, object), ""),  # pickled: could run code
     ],
 )
 def test_a_keypoint_file_that_cannot_be_used_is_named(tmp_path, names, points, said):
     np.savez(tmp_path / "k.npz", names=names, keypoints=points)
     with pytest.raises(ValueError, match=rf"k\.npz: .*{said}"):
-        data.read_keypoints(tmp_path / "k.npz", ["a", "b"])
+        data.read_keypoints(tmp_path / "k.npz", ["a", "b"], IMAGES)
 
 
 def test_a_folders_images_are_those_that_pillow_opens(tmp_path):
@@ -190,6 +232,11 @@ def test_a_folders_images_are_those_that_pillow_opens(tmp_path):
     found = photo_split([tmp_path], ["Hat"], ["head"])
     assert found.names == [str(tmp_path / name) for name in ("a.tif", "b.gif", "c.JFIF", "d.jpg")]
     assert all(read_image(image).shape == (3, 20, 10) for image in found.images)
+    (tmp_path / "empty").mkdir()
+    assert "no images" in refuse("data.py", "empty", "--out", "k.npz")
+    for option in ("--split val", "--dataset csv", "--images 4"):
+        line = refuse("data.py", tmp_path / "d.jpg", *words(option), "--out", "k.npz")
+        assert option.split()[0] in line
 
 
 def test_photos_of_one_name_in_two_folders_do_not_share_keypoints(tmp_path):
@@ -197,7 +244,7 @@ def test_photos_of_one_name_in_two_folders_do_not_share_keypoints(tmp_path):
     files = [tmp_path / folder / "photo.png" for folder in "ab"]
     for file in files:
         file.parent.mkdir()
-        Image.new("RGB", (10, 20)).save(file)
+        Image.new("RGB", (20, 40)).save(file)
     assert photo_split(files[:1], ["Hat"], ["head"], tmp_path / "k.npz").keypoints.min() == 10
     assert photo_split(files, ["Hat"], ["head"]).images == files
     with pytest.raises(ValueError, match=r"k\.npz"):
@@ -253,6 +300,19 @@ def test_synthetic_is_deterministic_and_splits_seeds_and_domains_differ():
     assert synthetic("trainval", images=3).names == parts[0].names + parts[1].names
 
 
+def test_synthetic_boxes_hold_all_that_is_drawn(monkeypatch):
+    """Half-open: the last pixel's far edge, rounded outwards."""
+    pens = []
+    monkeypatch.setattr(data, "Pen", lambda size, Pen=data.Pen: pens.append(Pen(size)) or pens[-1])
+    for i in range(5):
+        boxes = data.draw_pedestrian(np.random.default_rng(i), 0, (128, 96))[3]
+        for name in pens[i].points.keys() & set(ATTRIBUTES):
+            points = np.clip(pens[i].points[name], 0, (96, 128))
+            low, high = boxes[ATTRIBUTES.index(name)].reshape(2, 2)
+            assert (np.abs(low - points.min(0) + 0.5) <= 0.5).all()
+            assert (np.abs(high - points.max(0) - 0.5) <= 0.5).all()
+
+
 @pytest.mark.parametrize("domain", [0, 1])
 def test_synthetic_labels_boxes_and_keypoints_are_consistent(domain):
     split = synthetic("train", domain=domain, images=400)
@@ -265,6 +325,10 @@ def test_synthetic_labels_boxes_and_keypoints_are_consistent(domain):
     ):
         assert (sum(has[a].astype(int) for a in exclusive) == 1).all()
     assert all(0.02 < has[a].mean() < 0.95 for a in ATTRIBUTES)
+    # What often comes together in this domain, and not in the other.
+    for cause, partner in (("Backpack", "Hat"), ("HandBag", "Hat")):
+        together = has[partner][has[cause]].mean() - has[partner][~has[cause]].mean()
+        assert (together > 0.2) == ((cause == "Backpack") == (domain == 0)), cause
     boxed = np.isfinite(split.boxes).all(2)
     assert not (boxed & (split.labels == 0)).any()
     placeless = {"Female", "AgeOver60", "Age18-60", "AgeLess18", "Front", "Side", "Back"}

@@ -313,12 +313,20 @@ def test_real_pcs_masks():
 
 @pytest.mark.parametrize("place", ["", "data"])
 def test_csv_layout(tmp_path, place):
-    write_csv(tmp_path, images=tmp_path / place)
+    write_csv(
+        tmp_path, "path, Hat ,boots", ("a.png, 1,0", "  ", "b.png,0,1.0"), None, tmp_path / place
+    )
     split = load_split("csv", tmp_path, "test")  # PA-100K's attributes need no groups.json
     assert_holds(split, ["Hat", "boots"], ["a.png", "b.png"], [[1, 0], [0, 1]])
     assert split.groups == ["head", "bottom"]
     assert split.images[1] == tmp_path / place / "b.png"
     assert load_split("csv", tmp_path, "all").labels.shape == (6, 2)
+    # With and without a byte order mark: the same columns.
+    (tmp_path / "val.csv").write_text("path,Hat,boots\na.png,1,0\n", encoding="utf-8")
+    assert load_split("csv", tmp_path, "trainval").labels.shape == (3, 2)
+    (tmp_path / "val.csv").write_text("")
+    with pytest.raises(ValueError, match="val.csv: is empty"):
+        load_split("csv", tmp_path, "val")
     (tmp_path / "train.csv").write_text("image,Umbrella\na.png,1\nb.png,0\n")
     (tmp_path / "groups.json").write_text('{"Umbrella": "all"}')
     assert load_split("csv", tmp_path, "train").groups == ["all"]
@@ -330,9 +338,18 @@ def test_csv_layout(tmp_path, place):
         ({"header": "path,Umbrella,Hat"}, "Umbrella"),  # in no group
         ({"groups": '{"Hat": "head", "boots": "feet"}'}, "groups.json.*feet"),
         ({"groups": '{"Hat": "head"'}, "groups.json"),
-        ({"rows": ("a.png,1,0", "b.png,0,2")}, r"boots for b\.png"),
-        ({"rows": ("a.png,1",)}, "csv train"),
+        ({"groups": "null"}, "groups.json"),
         ({"rows": ()}, "csv train.*no images"),
+        ({"header": "path;Hat;boots", "rows": ("a.png;1;0",)}, "train.csv, line 1: .*commas"),
+        ({"header": "a.png,1,0"}, "train.csv, line 1: .*'1'"),
+        ({"header": "path,Hat,hat"}, "train.csv, line 1: .*'hat'"),
+        ({"header": ",path,Hat,boots", "rows": ("0,a.png,1,0",)}, "train.csv, line 2: .*'a.png'"),
+        ({"rows": ("a.png,1,0", "b.png,0,2")}, r"train.csv, line 3: .*boots for b\.png"),
+        ({"rows": ("a.png,1,0", "", "b.png,0,True")}, "train.csv, line 4: .*'True'"),
+        ({"rows": ("a.png,,0",)}, "train.csv, line 2: .*''"),
+        ({"rows": ("a.png,1",)}, "train.csv, line 2: 1 labels"),
+        ({"rows": ("a.png,1,0,",)}, "train.csv, line 2: 3 labels"),
+        ({"rows": (",,",)}, "train.csv, line 2: .*''"),
     ],
 )
 def test_csv_with_mistakes(tmp_path, change, named):
@@ -410,7 +427,13 @@ def test_shared_attributes_join_labels_and_logits():
     rng = np.random.default_rng(0)
     split = split_of("upar", 20)
     split.labels[:] = rng.integers(0, 2, split.labels.shape)
+    split.groups = [f"group of {name}" for name in UPAR]
+    split.boxes = rng.random((20, 40, 4))
     reduced, outputs = shared_attributes("rap1", RAP1, "upar", split)
+    theirs = words("Accessory-Hat Accessory-Glasses-Normal Accessory-Backpack Hair-Length-Bald")
+    theirs += words("Hair-Length-Long Gender-Female")
+    assert reduced.groups == [f"group of {name}" for name in theirs]
+    assert (reduced.boxes == split.boxes[:, [UPAR.index(name) for name in theirs]]).all()
     k = reduced.attributes.index("Glasses")
     glasses = [UPAR.index("Accessory-Glasses-Normal"), UPAR.index("Accessory-Glasses-Sun")]
     assert (reduced.labels[:, k] == split.labels[:, glasses].max(1)).all()
@@ -431,11 +454,12 @@ def test_tab07_cross_dataset_evaluation(trained, tmp_path):
     model, config = load_model(trained["R"])
     images = Pedestrians(load_split("rap1", tmp_path, "all"), config["size"])
     with torch.inference_mode():
-        predicted = model(torch.stack([images[i][0] for i in range(10)])) > 0
+        predicted = model(data.normalize(torch.stack([images[i][0] for i in range(10)]))) > 0
     theirs = words("shoes-Boots hs-Hat attach-HandBag hs-Glasses attach-Backpack ub-ShortSleeve")
     result = conftest.read_json("r.json")
     for row, their in zip(result["attributes"], [*theirs, "Female"], strict=True):
         our = "boots" if row["attribute"] == "Boots" else row["attribute"]
+        assert row["scale"] == f"P{model.afss.scales[config['attributes'].index(our)] + 1}"
         hits = predicted[:, config["attributes"].index(our)].numpy()
         true = label[orders[0] - 1, RAP1.index(their)] == 1
         mA = 50 * (hits[true].mean() + (~hits[~true]).mean())

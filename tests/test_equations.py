@@ -9,6 +9,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.testing import assert_close
 
 import sspnet
@@ -173,7 +174,19 @@ def test_eq06_eq08_bilinear_sample():
         for n in range(6):
             for m in range(2):
                 expected[b, n] += weights[b, n, m] * value_at(x[b], *points[b, n, m].tolist())
-    assert_close(sspnet.bilinear_sample(x, points, weights), expected)
+    inputs = [tensor.requires_grad_() for tensor in (x, points, weights)]
+    found = sspnet.bilinear_sample(*inputs)
+    assert_close(found, expected)
+    # And torch's own operation, whose points run from -1 to 1; on pixels its gradient jumps, too.
+    place = (2 * points + 1) / torch.tensor([4, 5]) - 1
+    sampled = F.grid_sample(x, place, align_corners=False)  # (B, C, N, M)
+    expected = (sampled * weights[:, None]).sum(3).transpose(1, 2)
+    assert_close(found, expected, atol=1e-12, rtol=0)
+    upstream, off = torch.randn(2, 6, 3, dtype=torch.float64), torch.ones(2, 6, 1).double()
+    off[0, 0] = 0
+    gradients = [torch.autograd.grad(out, inputs, upstream * off) for out in (found, expected)]
+    for one, other in zip(*gradients, strict=True):
+        assert_close(one, other, atol=1e-12, rtol=0)
 
 
 @torch.no_grad()

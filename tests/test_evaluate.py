@@ -11,7 +11,7 @@ from conftest import ATTRIBUTES, PA100K, SMALL, load, read_json, refuse, succeed
 
 import data
 from data import Split, synthetic
-from evaluate import group_means, metrics, report
+from evaluate import group_means, load_model, metrics, predict, report
 
 
 def reference_metrics(predicted, labels):
@@ -63,6 +63,30 @@ def test_undefined_attributes_are_left_out_and_counted():
     assert "2 attributes have no positives or no negatives" in text
 
 
+def test_metrics_refuse_what_would_give_a_wrong_number():
+    """Swapped arguments, labels that would be broadcast or mean unknown, logits that are none."""
+    logits, labels = torch.randn(5, 3), torch.eye(5)[:, :3]
+    nan = logits.clone()
+    nan[2, 1] = math.nan
+    wrong = [(labels, logits), (nan, labels), (logits, labels[:, :1]), (logits, labels[:1])]
+    for given in (*wrong, (logits, labels - 1), (logits, labels + 0.5)):
+        with pytest.raises(ValueError, match="metrics"):
+            metrics(*given)
+
+
+def test_a_loading_process_s_batches_are_not_kept_open():
+    """Each held a file descriptor until the end: too many for a large split."""
+    counts, batches = [], data.loader(synthetic("val", images=40), (32, 24), 1, workers=1)
+
+    class Model(torch.nn.Module):
+        def forward(self, images, keypoints):
+            counts.append(len(os.listdir("/proc/self/fd")))
+            return torch.zeros(1, 26)
+
+    assert predict(Model(), batches)[0].shape == (40, 26)
+    assert max(counts) - counts[0] < 10
+
+
 @pytest.mark.parametrize("ple", ["S", "K", "R", "none"])
 def test_evaluate_end_to_end(trained, ple):
     options = words("--images 12 --json e.json") + (words("--amp bf16") if ple == "R" else [])
@@ -72,7 +96,9 @@ def test_evaluate_end_to_end(trained, ple):
     assert len(result["attributes"]) == 26
     assert set(result["groups"]) == {"head", "torso", "bottom", "all"}
     assert f"mA {result['mA']:.2f}" in printed
-    assert all((row["scale"] is None) == (ple == "none") for row in result["attributes"])
+    model, _ = load_model(trained[ple])
+    for j, row in enumerate(result["attributes"]):
+        assert row["scale"] == (None if ple == "none" else f"P{model.afss.scales[j] + 1}")
     assert result["torch"] == str(torch.__version__)
     assert "evaluate.py" in result["command"]
 
@@ -111,6 +137,19 @@ def test_no_result_is_written_over_an_input_or_in_part(trained, tmp_path, monkey
     keypoints = words("--keypoints k.npz --predictions k.npz")
     assert "k.npz" in refuse("evaluate.py", best, *keypoints)
     assert best.read_bytes() == trained["K"].read_bytes()
+    # Of one's own data: tables and images are not results.
+    conftest.write_csv(tmp_path, groups='{"Hat": "head", "boots": "bottom"}')
+    files = [file for file in tmp_path.iterdir() if file.name != "best.pt"]
+    before = {file: file.read_bytes() for file in files}
+    for name in ("evaluate.py", "localize.py"):
+        options = [name, trained["R"], *words("--dataset csv --data ."), "--json"]
+        for file in ("groups.json", "./groups.json", "test.csv", "a.png"):
+            assert file in refuse(*options, file)
+    assert "test.csv" in refuse("evaluate.py", trained["R"], "--predictions", "test.csv")
+    assert "both.json" in refuse(
+        "evaluate.py", best, *words("--json both.json --predictions both.json")
+    )
+    assert {file: file.read_bytes() for file in files} == before
     written = {"name": "caf\udce9.jpg", "value": None}
     data.write_json("r.json", {**written, "value": float("nan")})
 
@@ -152,9 +191,10 @@ def test_the_raw_weights_are_not_measured(trained, tmp_path):
         ("localize.py S photo.jpg --data PCS", "--data"),
         ("train.py --data nowhere", "nowhere"),
         ("train.py --dataset pa100k", "--data"),
-        ("train.py --data x --partition 2", "partition"),  # which it does not take
-        ("train.py --data x --domain 1", "domain"),
-        ("train.py --data x --images 2", "images"),
+        ("train.py --data x --partition 2", "--partition: pa100k"),  # which it does not take
+        ("train.py --data x --domain 1", "--domain: pa100k"),
+        ("train.py --data x --images 2", "--images: pa100k"),
+        ("train.py --exclude a", "--exclude: synthetic"),
         ("train.py --weights nowhere.pt", "nowhere.pt"),
         ("train.py --ratio 1.5", "--ratio"),
         ("train.py --lr -1", "--lr"),
@@ -180,11 +220,19 @@ def test_a_checkpoint_that_differs_or_holds_code_is_named_and_nothing_runs(train
     for content in (
         Evil(),
         {"weights": 1},
+        {key: value for key, value in good.items() if key != "config"},
+        {**good, "config": {k: v for k, v in good["config"].items() if k != "attributes"}},
+        {**good, "config": {k: v for k, v in good["config"].items() if k != "data"}},
+        {**good, "config": {**good["config"], "attributes": ATTRIBUTES[:3]}},
         {**good, "config": {**good["config"], "ple": "Q"}},
         {**good, "ema": {**good["ema"], "heads.head.weight": torch.zeros(3, 3)}},
         {**good, "ema": {**good["ema"], "afss._extra_state": torch.tensor([7] * 27)}},
         {**good, "ema": {**good["ema"], "heads.head.bias": torch.full((2,), math.nan)}},
     ):
         torch.save(content, tmp_path / "bad.pt")
-        assert "bad.pt" in refuse("evaluate.py", tmp_path / "bad.pt")
+        line = refuse("evaluate.py", tmp_path / "bad.pt")
+        assert "bad.pt" in line
+        assert "weights_only" not in line  # torch's advice would run it
+    line = refuse("train.py", *SMALL[2:], "--images", "8", "--weights", tmp_path / "bad.pt")
+    assert "bad.pt" in line
     assert not (tmp_path / "marker").exists()

@@ -1,14 +1,15 @@
 """What would stop or stall a GPU, found without one.
 
-Training steps, inference, response maps and the weights' average run on torch's "meta" device,
-whose tensors hold no numbers: reading one on the host raises, and `OneDevice` raises where an
-operation mixes devices, which on a GPU is an error or a copy that the host waits for. Not seen
-here are tensors made from Python lists (small copies), mixed precision, what a CUDA kernel refuses
-(dtypes), and speed.
+An epoch of `train.train_one_epoch`, inference and response maps run on torch's "meta" device, whose
+tensors hold no numbers: reading one on the host raises, and `OneDevice` raises where an operation
+mixes devices, which on a GPU is an error or a copy that the host waits for. Not seen here are
+tensors made from Python lists (small copies), mixed precision, what a CUDA kernel refuses (dtypes),
+and speed.
 """
 
 import copy
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from conftest import PA100K
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+import data
 import localize
 import train
 from sspnet import Baseline, HierarchicalLoss, SSPNet
@@ -38,18 +40,37 @@ class OneDevice(TorchDispatchMode):
         return result
 
 
+class Batches(list):
+    """In the loader's place: batches that are on the device already."""
+
+    dataset = SimpleNamespace()
+    sampler = SimpleNamespace(set_epoch=lambda epoch: None)
+
+
 def on_meta(ple, backbone, B=4, H=64, W=48):
-    """A model, images, keypoints, labels, and a loss."""
+    """A training's state; a function that trains for an epoch of so many steps; images (uint8) and
+    keypoints."""
     if ple == "none":
         model = Baseline(PA100K, backbone)
     else:
         model = SSPNet(PA100K, ple, backbone, channels=32)
         model.afss.scales = [PAPER_SCALES[group] for group in PA100K]
     model = model.to("meta", memory_format=torch.channels_last)
-    images = torch.zeros(B, 3, H, W, device="meta").to(memory_format=torch.channels_last)
+    images = torch.zeros(B, 3, H, W, dtype=torch.uint8, device="meta")
+    images = images.to(memory_format=torch.channels_last)
     keypoints = torch.zeros(B, 16, 2, device="meta")
+    batch = images, torch.zeros(B, 26, device="meta"), keypoints, None
     loss_of = HierarchicalLoss(PA100K, torch.full((26,), 0.3)).to("meta")
-    return model, images, keypoints, torch.zeros(B, 26, device="meta"), loss_of
+    # On CUDA, too, Adam's operations take lists of tensors.
+    optimizer = torch.optim.Adam(train.parameter_groups(model, 1e-4), foreach=True)
+    state = {"model": model, "ema": copy.deepcopy(model), "optimizer": optimizer}
+    state["scheduler"] = train.make_scheduler("onecycle", optimizer, 1, 100)
+    state["scaler"] = torch.amp.GradScaler("meta", enabled=False)
+
+    def train_epoch(steps):
+        return train.train_one_epoch(0, 1, state, model, loss_of, Batches([batch] * steps), "meta")
+
+    return state, train_epoch, images, keypoints
 
 
 @pytest.fixture(autouse=True)
@@ -58,27 +79,22 @@ def without_autocast(monkeypatch):
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
 
 
-def training_step(model, images, keypoints, labels, loss_of):
-    logits = model.train()(images, keypoints)
-    loss_of(logits.float(), labels).backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), train.GRADIENT_NORM)
-    if isinstance(model, SSPNet):
-        model.afss.update(logits.detach(), labels)
-    return logits
-
-
 @pytest.mark.parametrize("ple, backbone", KINDS)
-def test_training_steps_inference_and_response_maps_read_nothing_from_the_device(ple, backbone):
-    model, *given = on_meta(ple, backbone)
-    images, keypoints = given[:2]
+def test_training_inference_and_response_maps_read_nothing_from_the_device(ple, backbone):
+    state, train_epoch, images, keypoints = on_meta(ple, backbone)
+    model = state["model"]
     with OneDevice():
         for selecting in (True, False):
             if ple != "none":
                 model.afss.selecting = selecting
-            logits = training_step(model, *given)
-            assert logits.shape == (3 if selecting and ple != "none" else 1, 4, 26)
+            loss, taken = train_epoch(2)
+            assert loss.is_meta
+            assert taken == 2
+            if selecting and ple != "none":
+                assert model.afss.counts.shape == (4, 3, 26)
         with torch.inference_mode():
-            assert model.eval()(images, keypoints).shape == (4, 26)
+            assert model.eval()(data.normalize(images), keypoints).shape == (4, 26)
+        images = data.normalize(images)
         logits, responses = localize.response_maps(model, images, [0, 13], keypoints)
     assert logits.shape == (4, 26)
     assert len(responses) == 2
@@ -95,27 +111,25 @@ class Launches(TorchDispatchMode):
 
 
 def test_launches_of_ple_s_against_the_baselines():
-    """With ResNet50, AFSS frozen, from the second step on: 1.44 in training, 2.03 in inference."""
+    """With ResNet50, AFSS frozen: 1.40 in a training step, 2.14 in inference."""
     counts = {}
     for ple in ("none", "S"):
-        model, *given = on_meta(ple, "resnet50")
+        state, train_epoch, images, keypoints = on_meta(ple, "resnet50")
+        model = state["model"]
         if ple == "S":
             model.afss.selecting = False
-        training_step(model, *given)  # makes PLE-S's grids
-        with Launches() as training:
-            training_step(model, *given)
+        train_epoch(1)
+        with Launches() as one:
+            train_epoch(1)
+        with Launches() as two:
+            train_epoch(2)
+        images = data.normalize(images)
         with Launches() as inference, torch.inference_mode():
-            model.eval()(*given[:2])
-        counts[ple] = training.count, inference.count
+            model.eval()(images, keypoints)
+        counts[ple] = two.count - one.count, inference.count
     ratios = [ours / base for ours, base in zip(counts["S"], counts["none"], strict=True)]
     assert ratios[0] < 1.53
-    assert ratios[1] < 2.1
-
-
-def test_the_weights_average_reads_nothing_from_the_device():
-    model = SSPNet(PA100K, "S", "resnet18", channels=8).to("meta")
-    with OneDevice():
-        train.update_ema(*train.averaged_tensors(copy.deepcopy(model), model), steps=7)
+    assert ratios[1] < 2.2
 
 
 def test_these_checks_see_mistakes():

@@ -21,6 +21,8 @@ from torch.testing import assert_close
 
 import data
 import train
+from evaluate import load_model, predict
+from sspnet import HierarchicalLoss
 
 CHILDREN = multiprocessing.get_context("forkserver")  # children start without importing torch
 CHILDREN.set_forkserver_preload(["conftest"])
@@ -88,8 +90,8 @@ def run_ranks(count, target, arguments, timeout=120, **options):
 def test_resume_is_bit_equal_to_an_uninterrupted_run(tmp_path, monkeypatch, options):
     whole, real = tiny(tmp_path / "whole", *words(options)), train.train_one_epoch
 
-    def dies_in_the_third(epoch, *arguments):
-        done = real(epoch, *arguments)
+    def dies_in_the_third(epoch, *arguments, **options):
+        done = real(epoch, *arguments, **options)
         return done if epoch < 2 else 1 / 0
 
     monkeypatch.setattr(train, "train_one_epoch", dies_in_the_third)
@@ -108,9 +110,13 @@ def test_a_best_checkpoint_that_a_kill_prevented_is_written_when_resuming(tmp_pa
     options = ["--ple", "none", "--epochs", "1", "--train-split", split, "--schedule", "onecycle"]
     tiny(tmp_path / "run", *options)
     best = load(tmp_path / "run" / "best.pt")
-    (tmp_path / "run" / "best.pt").unlink()
-    tiny(tmp_path / "run", *options, "--resume")
-    assert_same(load(tmp_path / "run" / "best.pt"), best)
+    older = {**best, "epoch": 0}
+    for kept in (None, older):
+        (tmp_path / "run" / "best.pt").unlink()
+        if kept:
+            torch.save(kept, tmp_path / "run" / "best.pt")
+        tiny(tmp_path / "run", *options, "--resume")
+        assert_same(load(tmp_path / "run" / "best.pt"), best)
 
 
 def test_a_resume_is_refused_with_other_processes_and_where_best_is_lost_for_good(tmp_path):
@@ -132,6 +138,9 @@ def test_resume_where_there_is_nothing_starts_anew_and_a_moved_run_goes_on(tmp_p
     first = tiny(tmp_path / "run", *options)
     (tmp_path / "run").rename(tmp_path / "moved")
     assert_same(first, tiny(tmp_path / "moved", *options, "--workers", "1"))
+    tiny(tmp_path / "tuned", *options, "--weights", str(tmp_path / "moved/best.pt"))
+    (tmp_path / "moved/best.pt").unlink()  # what it started from is not needed any more
+    tiny(tmp_path / "tuned", *options, "--weights", str(tmp_path / "moved/best.pt"))
 
 
 def test_sigkill_at_random_moments_then_resume_ends_at_the_same_weights(tmp_path):
@@ -261,12 +270,23 @@ def test_afss_chooses_by_all_processes_images_in_a_loop_of_ones_own(tmp_path):
         assert load(tmp_path / f"choice-{rank}.pt")[0] == model.afss.scales
 
 
-def test_a_validation_split_smaller_than_the_number_of_processes(tmp_path):
+@pytest.mark.parametrize("images", [1, 2])
+def test_validation_is_of_all_processes_images_also_where_one_has_none(tmp_path, images):
+    """The plateau watches the loss of all."""
     conftest.write_csv(tmp_path)
-    (tmp_path / "val.csv").write_text("path,Hat,boots\na.png,1,0\n")
+    rows = ["path,Hat,boots", "a.png,1,0", "b.png,0,1"][: images + 1]
+    (tmp_path / "val.csv").write_text("\n".join(rows))
     options = ["--data", str(tmp_path), *SMALL, *words("--dataset csv --ple none --batch-size 2")]
-    run_ranks(2, run_training, ([*options, "--out", str(tmp_path / "run")],))
+    options += ["--out", str(tmp_path / "run"), "--schedule", "plateau"]
+    run_ranks(2, run_training, (options,))
     assert log_rows(tmp_path / "run")[0]["val_Accu"]
+    model, config = load_model(tmp_path / "run/best.pt")
+    validation = data.open_split(config, "val")
+    logits, labels = predict(model, data.loader(validation, (64, 48), 2))
+    ratio = torch.from_numpy(data.open_split(config, "train").labels.mean(0))
+    loss = HierarchicalLoss(config["groups"], ratio)(logits, labels).item()
+    watched = load(tmp_path / "run/last.pt")["scheduler"]["best"]
+    assert watched == pytest.approx(loss, rel=1e-4)
 
 
 def test_torchrun(tmp_path):

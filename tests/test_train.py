@@ -12,7 +12,8 @@ from torch.testing import assert_close
 import data
 import evaluate
 import train
-from sspnet import Baseline, HierarchicalLoss, build_model
+from evaluate import build_model
+from sspnet import Baseline, HierarchicalLoss
 
 
 def test_one_step_uses_the_training_sets_ratios_clips_and_decays_and_validates(tmp_path):
@@ -28,7 +29,7 @@ def test_one_step_uses_the_training_sets_ratios_clips_and_decays_and_validates(t
     ((images, labels, _, _),) = batches
     ratio = torch.tensor([sum(split.labels[:, j]) / 8 for j in range(26)])
     torch.manual_seed(0)  # as an epoch begins; dropout follows the memory's order
-    images = images.to(memory_format=torch.channels_last)
+    images = data.normalize(images.to(memory_format=torch.channels_last))
     probability = model.train()(images)[0].sigmoid()
     likelihood = labels * probability.log() + (1 - labels) * (1 - probability).log()
     weights = labels * (1 - ratio).exp() + (1 - labels) * ratio.exp()
@@ -93,13 +94,49 @@ def test_ema_follows_its_definition():
 
 
 def test_the_offset_predictor_learns_at_a_tenth_of_the_rate():
+    """Also inside another module, such as a compiled one, and at the peak of one cycle."""
     model = conftest.random_model("S")
-    groups = train.parameter_groups(model, 0.01)
-    rate = {id(p): group["lr"] for group in groups for p in group["params"]}
     tenth = {id(p) for p in model.ple.sample.predict.parameters()}
-    assert rate == {
-        id(p): pytest.approx(0.001 if id(p) in tenth else 0.01) for p in model.parameters()
-    }
+    expected = {id(p): pytest.approx(0.001 if id(p) in tenth else 0.01) for p in model.parameters()}
+    for network in (model, torch.nn.Sequential(model), torch.compile(model)):
+        optimizer = torch.optim.Adam(train.parameter_groups(network, 0.01))
+        groups = optimizer.param_groups
+        assert {id(p): group["lr"] for group in groups for p in group["params"]} == expected
+    train.make_scheduler("onecycle", optimizer, 1, 10)
+    assert {id(p): group["max_lr"] for group in groups for p in group["params"]} == expected
+
+
+def test_the_average_weighs_the_steps_of_the_whole_training(tmp_path, monkeypatch):
+    """Its warm-up does not restart in each epoch."""
+    seen = []
+    monkeypatch.setattr(train, "update_ema", lambda old, new, steps: seen.append(steps))
+    tiny(tmp_path / "run", *words("--ple none --epochs 2"))
+    assert seen == [1, 2, 3, 4]
+
+
+def test_best_is_the_epoch_with_the_highest_mA(tmp_path, monkeypatch):
+    """F1 and later epochs do not count."""
+    found = iter([(50, 1), (60, 5), (55, 9), (58, 7)])
+
+    def validate(*_):
+        mA, F1 = next(found)
+        return {**dict.fromkeys(train.METRICS, 0.0), "mA": mA, "F1": F1}, 1.0
+
+    monkeypatch.setattr(train, "validate", validate)
+    tiny(tmp_path / "run", *words("--ple none --epochs 4"))
+    assert load(tmp_path / "run/best.pt")["epoch"] == 2
+
+
+def test_the_log_has_the_rate_with_which_an_epoch_begins(tmp_path):
+    rows = tiny(tmp_path / "run", *words("--ple none --lr 0.001"))["rows"]
+    optimizer = torch.optim.Adam([torch.zeros(1)], 0.001)
+    scheduler, rates = train.make_scheduler("onecycle", optimizer, 3, 2), []
+    for _ in range(3):
+        rates.append(optimizer.param_groups[0]["lr"])
+        for _ in range(2):
+            optimizer.step()
+            scheduler.step()
+    assert [row["lr"] for row in rows] == pytest.approx(rates)
 
 
 def test_log_and_best_checkpoint_follow_metrics_and_choices(tmp_path):
@@ -121,11 +158,11 @@ def test_log_and_best_checkpoint_follow_metrics_and_choices(tmp_path):
 
 
 def test_a_step_in_bf16_and_fp16_is_near_that_of_float32():
-    plain, loss, made = steps_of(None)
-    assert made == 2
+    plain, loss, taken = steps_of(None)
+    assert taken == 2
     for amp, scale in (("bf16", None), ("fp16", 1024.0)):
-        state, found, made = steps_of(amp, scale=scale)
-        assert made == 2
+        state, found, taken = steps_of(amp, scale=scale)
+        assert taken == 2
         assert found == pytest.approx(loss, rel=0.02)
         first, second = (s["model"].heads["all"].weight for s in (plain, state))
         assert not torch.equal(first, second)  # it was low precision
@@ -133,8 +170,8 @@ def test_a_step_in_bf16_and_fp16_is_near_that_of_float32():
 
 
 def test_where_fp16_skips_steps_the_schedule_waits_and_an_epoch_without_any_says_so(tmp_path):
-    skipping, _, made = steps_of("fp16", scale=2.0**100)  # the gradients overflow
-    assert made == 0
+    skipping, _, taken = steps_of("fp16", scale=2.0**100)  # the gradients overflow
+    assert taken == 0
     assert skipping["scheduler"].last_epoch == 0
     options = words("--ple R --epochs 1 --amp fp16 --images 8")  # one step, skipped at scale 2^16
     assert "no step was made" in succeed("train.py", *TINY, *options, "--out", tmp_path / "run")
@@ -161,25 +198,57 @@ def test_each_epoch_has_an_order_of_its_own_and_its_steps_mean_loss(monkeypatch,
     assert [row["loss"] for row in state["rows"]] == pytest.approx(means)
 
 
-def test_fine_tuning_takes_what_fits(tmp_path, trained):
-    """All but heads of other attributes; the printed line says what starts anew."""
-    conftest.write_csv(tmp_path)
-    options = ["--dataset", "csv", "--data", tmp_path, *SMALL, "--ple", "S", "--lr", "1e-9"]
-    options += ["--weights", trained["S"], "--train-split", "trainval", "--schedule", "onecycle"]
-    assert "heads.head.weight" in succeed("train.py", *options, "--out", "run")
-    given, tuned = load(trained["S"])["ema"], load("run/last.pt")["model"]
-    for name in ("backbone.stages.0.0.0.weight", "fpn.smooth.1.weight", "ple.sample.A.weight"):
-        assert_close(tuned[name], given[name], atol=1e-6, rtol=1e-5)
-    assert tuned["heads.head.weight"].shape == (1, 40)
-    assert tuned["afss._extra_state"][-1] == 1  # it chooses anew
-    same = [*TINY, *words("--ple S --epochs 1 --lr 1e-9 --out same --weights"), trained["S"]]
-    succeed("train.py", *same)
-    assert_close(load("same/last.pt")["model"]["heads.all.weight"], given["heads.all.weight"])
-    conftest.write_csv(
-        tmp_path, header="path,Cap,boots", groups='{"Cap": "head", "boots": "bottom"}'
-    )
-    options[options.index("--weights") + 1] = "run/last.pt"  # heads of one shape
-    assert "heads.head.weight" in succeed("train.py", *options, "--out", "other")
+@pytest.mark.parametrize("ple", ["S", "none"])
+def test_fine_tuning_takes_all_but_heads_of_other_attributes(tmp_path, trained, ple):
+    """Of a head its known attributes' rows, in any order; AFSS chooses anew."""
+    groups = '{"Wig": "head", "Hat": "head", "Shorts": "all", "boots": "bottom"}'
+    rows = "a.png,1,0,1,0", "b.png,0,1,0,1"
+    conftest.write_csv(tmp_path, "path,Wig,boots,Hat,Shorts", rows, groups)
+    checkpoint = load(trained[ple])
+    if ple == "S":
+        checkpoint["ema"]["afss._extra_state"][-1] = 0  # frozen
+    torch.save(checkpoint, "given.pt")
+    options = ["--dataset", "csv", "--data", tmp_path, *SMALL, "--ple", ple, "--lr", "1e-9"]
+    options += words("--weights given.pt --train-split trainval --schedule onecycle --out run")
+    printed = succeed("train.py", *options)
+    assert "the heads of 2 of 4 attributes" in printed  # Shorts is in another group here
+    given, tuned = checkpoint["ema"], load("run/last.pt")["model"]
+    body = [
+        name for name in given if not name.startswith(("head", "afss", "backbone.stages.0.0.1"))
+    ]
+    for name in body:
+        if given[name].is_floating_point() and "running" not in name:
+            assert_close(tuned[name], given[name], atol=1e-6, rtol=1e-5)
+    if ple == "none":
+        hat, boots = tuned["head.weight"][2], tuned["head.weight"][1]
+        hats, bootses = given["head.weight"][7], given["head.weight"][25]
+    else:
+        hat, boots = tuned["heads.head.weight"][1], tuned["heads.bottom.weight"][0]
+        hats, bootses = given["heads.head.weight"][0], given["heads.bottom.weight"][4]
+        assert tuned["afss._extra_state"][-1] == 1
+    assert_close(hat, hats, atol=1e-6, rtol=1e-5)
+    assert_close(boots, bootses, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "change", ["--ple R", "--channels 16", "--backbone resnet18", "weights that are not finite"]
+)
+def test_fine_tuning_refuses_another_model_by_the_option_that_differs(trained, change):
+    checkpoint = load(trained["S"])
+    if not change.startswith("--"):
+        checkpoint["ema"]["heads.all.bias"][0] = math.nan
+    torch.save(checkpoint, "given.pt")
+    options = [*TINY, *words("--ple S --weights given.pt --out run")]
+    options += words(change) if change.startswith("--") else []
+    line = refuse("train.py", *options)
+    assert "given.pt" in line
+    assert change.split()[0] in line or "not finite" in line
+
+
+@pytest.mark.parametrize("ple", ["S", "K", "none"])
+def test_a_training_that_diverges_says_so_in_one_line(ple):
+    options = words(f"--ple {ple} --schedule plateau --lr 1e10 --out run")
+    assert "not finite" in refuse("train.py", *TINY, *options)
 
 
 def test_pa100k_end_to_end_with_keypoints(tmp_path):
@@ -244,11 +313,11 @@ def test_what_is_not_finite_ends_the_run_before_anything_is_saved(tmp_path, monk
     """In the second epoch, by the loss of a step, or by a weight after the last step."""
     real = train.train_one_epoch
 
-    def spoilt(epoch, epochs, state, *arguments):
-        loss, made = real(epoch, epochs, state, *arguments)
+    def spoilt(epoch, epochs, state, *arguments, **options):
+        loss, taken = real(epoch, epochs, state, *arguments, **options)
         if epoch == 1 and what == "weights":
             next(state["ema"].parameters()).data.fill_(math.nan)
-        return math.nan if epoch == 1 and what == "loss" else loss, made
+        return loss * (math.nan if epoch == 1 and what == "loss" else 1), taken
 
     monkeypatch.setattr(train, "train_one_epoch", spoilt)
     options = words("--ple none --epochs 2 --train-split trainval --out run")  # nothing validates
