@@ -13,8 +13,6 @@ Shapes: B images, C channels, H x W map, N prior points, M offset points, L attr
 (in Eq. 14, P and N count labels). Points are (x, y) in pixels, whose centres are at integers.
 """
 
-import pickle
-
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -90,8 +88,10 @@ def read_tensors(file):
     """Tensors and plain values that torch saved; nothing in the file is executed."""
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:  # torch's own words advise to load it unsafely
-        raise ValueError("more than tensors and plain values, or no file of torch's") from None
+    except Exception as error:
+        if "weights_only" in str(error):  # torch's advice to read it unsafely
+            raise ValueError("it holds more than tensors and plain values") from None
+        raise
 
 
 def load_weights(net, file, classifier=()):

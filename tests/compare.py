@@ -4,16 +4,22 @@
     python tests/compare.py 'none-*.npz' 'R-*.npz' 'S-*.npz'
     python tests/compare.py 'none-*.json' 'S-*.json'                   # localize.py's --json: IoU
 
-Each argument is a file, or a pattern in quotes for the files of one model's seeds. mA and F1 are in
-percent, IoU and PCC are those of true boxes, IoU at each threshold, PCC at the first; "p > 0.5":
-of the boxes whose attribute is predicted. Brackets hold the 95% interval of a difference, over
-images (a paired bootstrap) and seeds together; where each model has one seed, over images alone.
+Each argument is a file, or a pattern in quotes for the files of one model's seeds, which are the
+numbers at the ends of their names. mA and F1 are in percent, IoU and PCC are those of true boxes,
+IoU at each threshold, PCC at the first; "p > 0.5": of the boxes whose attribute is predicted.
+
+A difference is the mean over the seeds that both models have of their difference within a seed: a
+seed draws images, their order and augmentations for all models alike, so that it moves them
+together. Brackets hold its 95% interval, over images (a paired bootstrap) and seeds together; of
+one seed, over images alone.
 """
 
 import argparse
 import glob
 import json
+import re
 import warnings
+from pathlib import Path
 
 import numpy as np
 
@@ -21,10 +27,13 @@ GROUPS = ("head", "torso", "bottom", "all")
 
 
 def open_predictions(file):
-    """Images and attributes of an .npz; headings; a function from images' weights to figures."""
+    """What other files must share with an .npz; headings; a function from images' weights to
+    figures."""
     archive = np.load(file)
-    labels, groups = archive["labels"].astype(float), archive["groups"]
-    predicted = (archive["probabilities"] > 0.5).astype(float)
+    labels, groups, p = archive["labels"].astype(float), archive["groups"], archive["probabilities"]
+    if not ((p >= 0) & (p <= 1)).all():
+        raise ValueError("probabilities outside of 0 to 1")
+    predicted = (p > 0.5).astype(float)
     hits, rejections = labels * predicted, (1 - labels) * (1 - predicted)
     precs = hits.sum(1) / np.maximum(predicted.sum(1), 1)
     recs = hits.sum(1) / np.maximum(labels.sum(1), 1)
@@ -37,14 +46,13 @@ def open_predictions(file):
         by_group = [np.nanmean(label_mA[groups == g]) for g in GROUPS if g in groups]
         return np.array([np.nanmean(label_mA), 200 * prec * rec / (prec + rec), *by_group])
 
-    same = archive["names"].tolist(), archive["attributes"].tolist()
+    same = [archive[key].tolist() for key in ("names", "attributes", "groups", "labels")]
     return same, ["mA", "F1", *(g for g in GROUPS if g in groups)], figures
 
 
 def open_boxes(file):
     """The same of a .json of localize.py: means over attributes."""
-    with open(file) as opened:
-        content = json.load(opened)
+    content = json.loads(Path(file).read_text())
     records = [record for record in content["records"] if "IoU" in record]
     images, attributes = (sorted({r[key] for r in records}) for key in ("image", "attribute"))
     image_of = np.array([images.index(record["image"]) for record in records])
@@ -57,13 +65,15 @@ def open_boxes(file):
         for counted in (p >= 0, p > 0.5):
             rows = []
             for k in range(len(attributes)):
-                own = counted & (attribute_of == k)
-                rows.append(box_figures(weights[image_of[own]], ious[own], p[own]))
+                of_k = counted & (attribute_of == k)
+                rows.append(box_figures(weights[image_of[of_k]], ious[of_k], p[of_k]))
             columns.append(np.nanmean(rows, 0))
         return np.concatenate(columns)
 
+    boxes = sorted([r["image"], r["attribute"], r["true_box"]] for r in records)
     heads = [*(f"IoU at {t:g}" for t in content["thresholds"]), "PCC"]
-    return (images, attributes), heads + [f"{head}, p > 0.5" for head in heads], figures
+    heads += [f"{head}, p > 0.5" for head in heads]
+    return [images, content["thresholds"], boxes], heads, figures
 
 
 def box_figures(weights, ious, p):
@@ -75,62 +85,88 @@ def box_figures(weights, ious, p):
     return [*means, pcc]
 
 
+def open_model(pattern):
+    """{seed: an opened file} of a pattern's files; a name without a number is a seed, too."""
+    seeds = {}
+    for file in sorted(glob.glob(pattern)):
+        number = re.search(r"\d*$", Path(file).stem).group()
+        if number in seeds:
+            raise SystemExit(f"compare.py: {file}: a second file of seed {number}")
+        opener = open_boxes if file.lower().endswith(".json") else open_predictions
+        try:
+            seeds[number] = opener(file)
+        except Exception as error:  # whatever a foreign or damaged file makes these raise
+            kind = "of evaluate.py --predictions or of localize.py --json for one model"
+            raise SystemExit(f"compare.py: {file}: not a file {kind} ({error!r:.99})") from error
+    if not seeds:
+        raise SystemExit(f"compare.py: {pattern}: no such file")
+    return seeds
+
+
 # The 97.5% quantiles of Student's t for 1 to 10 degrees of freedom; above, the last is too wide.
 T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 
-def interval(ours, base, image_deviation):
-    """The difference of two models' means, from (seeds,) numbers of each, with its 95% interval.
+def interval(differences, image_deviation):
+    """The mean of two models' differences within a seed, (seeds,), and its 95% interval.
 
     Its error has two parts: that of images, by its standard deviation, and that of seeds, of which
-    there are few: their variance is pooled and calls for Student's t. The quantile is the mean of
-    the normal one and Student's, weighed by the parts' variances (Cochran's way).
+    there are few, so that it calls for Student's t. The quantile is the mean of the normal one and
+    Student's, weighed by the parts' variances (Cochran's way).
     """
-    difference, freedom = np.mean(ours) - np.mean(base), len(ours) + len(base) - 2
+    mean, count = np.mean(differences), len(differences)
     image_variance, seed_variance, student = image_deviation**2, 0.0, 1.96
-    if freedom:
-        squares = sum(((values - np.mean(values)) ** 2).sum() for values in (ours, base))
-        seed_variance = squares / freedom * (1 / len(ours) + 1 / len(base))
-        student = T[min(freedom, len(T)) - 1]
+    if count > 1:
+        seed_variance = np.var(differences, ddof=1) / count
+        student = T[min(count - 1, len(T)) - 1]
     variance = image_variance + seed_variance
     quantile = (1.96 * image_variance + student * seed_variance) / max(variance, 1e-30)
     half = quantile * variance**0.5
-    return difference, difference - half, difference + half
+    return mean, mean - half, mean + half
 
 
 def compare(patterns, draws=1000):
     """A line for each pattern, under a heading."""
-    models = []
-    for pattern in patterns:
-        opener = open_boxes if pattern.endswith(".json") else open_predictions
-        models.append([opener(file) for file in sorted(glob.glob(pattern))])
-        if any(file[0] != models[0][0][0] for file in models[-1]) or not models[-1]:
-            raise SystemExit(f"compare.py: {pattern}: no file, or of other images or attributes")
-    (images, _), heads, _ = models[0][0]
-    digits, rng, samples = 3 if heads[0].startswith("IoU") else 2, np.random.default_rng(0), []
+    models = [open_model(pattern) for pattern in patterns]
+    (images, *same), heads, _ = next(iter(models[0].values()))
+    for pattern, model in zip(patterns, models, strict=True):
+        if any(opened[0] != [images, *same] for opened in model.values()):
+            what = "images, labels or boxes, attributes, groups or thresholds"
+            raise SystemExit(f"compare.py: {pattern}: has other {what} than {patterns[0]}")
+        if not model.keys() & models[0].keys():
+            raise SystemExit(f"compare.py: {pattern}: has no seed of {patterns[0]}")
+    digits, rng = 3 if heads[0].startswith("IoU") else 2, np.random.default_rng(0)
 
-    def of_seeds(seeds, weights):
-        return np.array([figures(weights) for _, _, figures in seeds])
+    def of_seeds(weights):
+        return [{seed: f(weights) for seed, (_, _, f) in model.items()} for model in models]
+
+    def differences(found, k):
+        shared = sorted(found[k].keys() & found[0].keys())
+        return np.array([found[k][seed] - found[0][seed] for seed in shared])
 
     with warnings.catch_warnings(), np.errstate(invalid="ignore"):
         warnings.simplefilter("ignore")  # means of what is undefined
-        values = [of_seeds(seeds, np.ones(len(images))) for seeds in models]
+        found, samples = of_seeds(np.ones(len(images))), [[] for _ in models]
         for _ in range(draws if len(models) > 1 else 0):
             weights = np.bincount(rng.integers(0, len(images), len(images)), minlength=len(images))
-            samples.append([of_seeds(seeds, weights).mean(0) for seeds in models])
-    lines = [f"{'':24} seeds" + "".join(f"{head:>32}" for head in heads)]
-    for k, (pattern, value) in enumerate(zip(patterns, values, strict=True)):
+            drawn = of_seeds(weights)
+            for k, sample in enumerate(samples):
+                sample.append(differences(drawn, k).mean(0))
+    lines = [f"{'':24} seeds" + "".join(f"  {head:>32}" for head in heads)]
+    for k, pattern in enumerate(patterns):
+        values, within = np.array(list(found[k].values())), differences(found, k)
         cells = []
         for j in range(len(heads)):
-            cell = f"{value[:, j].mean():.{digits}f}"
-            if len(value) > 1:
-                cell += f" ± {value[:, j].std(ddof=1):.{digits}f}"
+            cell = f"{values[:, j].mean():.{digits}f}"
+            if len(values) > 1:
+                cell += f" ± {values[:, j].std(ddof=1):.{digits}f}"
             if k > 0:
-                found = np.array([draw[k][j] - draw[0][j] for draw in samples])
-                ends = interval(value[:, j], values[0][:, j], np.nanstd(found))
+                ends = interval(within[:, j], np.nanstd(np.array(samples[k])[:, j]))
                 cell += " {:+.{n}f} [{:+.{n}f}, {:+.{n}f}]".format(*ends, n=digits)
             cells.append(cell)
-        lines.append(f"{pattern:24} {len(value):5}" + "".join(f"{cell:>32}" for cell in cells))
+        lines.append(f"{pattern:24} {len(values):5}" + "".join(f"  {cell:>32}" for cell in cells))
+        if not len(within) == len(values) == len(found[0]):
+            lines.append(f"{'':24}       differences of {len(within)} seeds that both have")
     return lines
 
 

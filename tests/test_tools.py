@@ -1,10 +1,14 @@
 """The tools beside the tests: comparison of predictions, Tab. 3's profile."""
 
+import re
+from pathlib import Path
+
 import benchmark
 import compare
 import numpy as np
 import pytest
 import torch
+from conftest import words
 
 import data
 from evaluate import group_means, metrics
@@ -32,6 +36,7 @@ def test_compare_gives_means_spreads_differences_and_intervals(tmp_path):
             groups = group_means(result["label_mA"], ["head", "head", "all"])
             found.setdefault(name, []).append([result["mA"], result["F1"], *groups.values()])
     _, none, S = compare.compare([str(tmp_path / "none-*.npz"), str(tmp_path / "S-*.npz")])
+    assert len(re.split(r"\s{2,}", S)) == 6  # the pattern, seeds, four cells apart
     means = {name: np.mean(values, 0) for name, values in found.items()}
     for k in range(4):
         spread = np.std([values[k] for values in found["none"]], ddof=1)
@@ -40,21 +45,30 @@ def test_compare_gives_means_spreads_differences_and_intervals(tmp_path):
     low, high = S.split("[")[1].split("]")[0].split(", ")
     difference = means["S"][0] - means["none"][0]
     assert 0 < float(low) < difference < float(high) < 2 * difference
-    # A model against itself: no difference but that of its seeds.
-    same = compare.compare([str(tmp_path / "S-0.npz")] * 2)[2]
+    # A model against itself; seeds that only one of two models has.
+    same = compare.compare([str(tmp_path / "S-*.npz")] * 2)[2]
     assert "+0.00 [+0.00, +0.00]" in same
+    (tmp_path / "none-1.npz").unlink()
+    *_, S, said = compare.compare([str(tmp_path / "none-*.npz"), str(tmp_path / "S-*.npz")])
+    within = [found["S"][seed][0] - found["none"][seed][0] for seed in (0, 2)]
+    assert f"{np.mean(within):+.2f} [" in S
+    assert "2 seeds" in said
 
 
 @pytest.mark.parametrize("image_deviation", [0.0, 0.5, 2.0])
-@pytest.mark.parametrize("seeds", [2, 3, 5])
-def test_an_interval_covers_the_truth_95_times_in_100(seeds, image_deviation):
-    """Two equal models, whose seeds deviate by 1; their images' error is shared by all seeds."""
+@pytest.mark.parametrize("seeds", [2, 3, 5, 12])
+@pytest.mark.parametrize("together", [0, 3])
+def test_an_interval_covers_the_truth_95_times_in_100(together, seeds, image_deviation):
+    """Two equal models, whose seeds deviate by 1, and together by 0 or 3; the images' error is
+    shared by all seeds."""
     rng, covered = np.random.default_rng(seeds), 0
     for _ in range(4000):
-        ours = rng.normal(rng.normal(0, 1) * image_deviation, 1, seeds)
-        _, low, high = compare.interval(ours, rng.normal(0, 1, seeds), image_deviation)
+        both = rng.normal(0, together, seeds)
+        ours = both + rng.normal(rng.normal(0, 1) * image_deviation, 1, seeds)
+        base = both + rng.normal(0, 1, seeds)
+        _, low, high = compare.interval(ours - base, image_deviation)
         covered += low <= 0 <= high
-    assert 0.93 < covered / 4000 < 0.97
+    assert 0.93 < covered / 4000 < 0.985
 
 
 def test_compare_of_boxes_takes_the_mean_over_attributes(tmp_path):
@@ -65,7 +79,7 @@ def test_compare_of_boxes_takes_the_mean_over_attributes(tmp_path):
             for attribute in "ab" if i % 3 else "a":  # fewer boxes of b
                 iou, p = skill + 0.1 * rng.random(), rng.random()
                 record = {"image": str(i), "attribute": attribute, "probability": p}
-                records.append({**record, "IoU": [iou, 0.9]})
+                records.append({**record, "IoU": [iou, 0.9], "true_box": [0, 0, 1, i + 1]})
                 by_attribute[attribute].append((iou, p))
         records.append({"image": "60", "attribute": "a"})  # predicted, without a true box
         content = {"thresholds": [0.2, 0.5], "records": records}
@@ -84,12 +98,36 @@ def test_compare_of_boxes_takes_the_mean_over_attributes(tmp_path):
     assert "[+0.1" in S
 
 
-def test_compare_refuses_predictions_of_other_images(tmp_path):
-    write_predictions(tmp_path / "a.npz", np.eye(4, 3), 0, 0.8)
-    write_predictions(tmp_path / "b.npz", np.eye(3), 0, 0.8)
-    for other in ("b.npz", "nowhere.npz"):
-        with pytest.raises(SystemExit, match=other):
-            compare.compare([str(tmp_path / "a.npz"), str(tmp_path / other)])
+def test_compare_refuses_what_cannot_be_compared_in_one_line():
+    """Predictions of other images, labels or probabilities; boxes at other thresholds; foreign
+    files, such as evaluate.py's --json, and two files of one seed."""
+    for name, labels in (("a", np.eye(4, 3)), ("b", np.eye(3)), ("c", 1 - np.eye(4, 3))):
+        write_predictions(f"{name}.npz", labels, 0, 0.8)
+    write_predictions("e1.npz", np.eye(4, 3), 0, 0.8)
+    np.savez("d.npz", **{**np.load("a.npz"), "probabilities": np.full((4, 3), np.nan)})
+    record = {
+        "image": "0",
+        "attribute": "a",
+        "probability": 1,
+        "IoU": [0.5],
+        "true_box": [0, 0, 1, 1],
+    }
+    content = {"thresholds": [0.2], "records": [record]}
+    data.write_json("a.json", content)
+    data.write_json("b.json", {**content, "thresholds": [0.5]})
+    data.write_json("c.json", {"mA": 80})
+    data.write_json("d.json", [content])
+    Path("e.JSON").write_text("{")
+    for name in "xy":
+        write_predictions(f"{name}-1.npz", np.eye(4, 3), 0, 0.8)
+    for pattern in ("e.JSON", "[xy]-1.npz"):
+        with pytest.raises(SystemExit, match=r"^compare.py: .*$"):
+            compare.open_model(pattern)
+    for base, others in (("a.npz", "b c d nowhere e1"), ("a.json", "b c d")):
+        for other in words(others):
+            other += Path(base).suffix
+            with pytest.raises(SystemExit, match=rf"^compare.py: {other}: .*$"):
+                compare.compare([base, other])
 
 
 def test_tab03_profile_counts_multiply_adds():
