@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TINY, Detector, command, random_images, read_json, succeed, words
+from conftest import TINY, Detector, command, random_images, random_model, read_json, succeed, words
 
 import data
 import localize
@@ -60,6 +60,9 @@ def test_copied_code_works_with_torch_alone(name, needs):
     exec(USES[name], alone)
 
 
+BLOCKS = re.findall(r"^```python\n(.*?)^```", README + PAPER, re.MULTILINE | re.DOTALL)
+
+
 @pytest.fixture
 def quick_start(trained, tmp_path):
     """A model where the quick start leaves it."""
@@ -68,20 +71,49 @@ def quick_start(trained, tmp_path):
 
 
 def test_its_python_runs(quick_start, tmp_path):
-    """The blocks in their order, in one namespace."""
+    """The blocks in their order, in one namespace; that for ONNX below."""
     random_images(tmp_path, ["photo.jpg"])
-    blocks = re.findall(r"^```python\n(.*?)^```", README + PAPER, re.MULTILINE | re.DOTALL)
     torch.manual_seed(0)
     names = {}
-    for block in blocks:
-        exec(block, names)
-    assert len(blocks) == 4
+    for block in BLOCKS:
+        if "onnx" not in block:
+            exec(block, names)
+    assert len(BLOCKS) == 5
+    assert names["probabilities"].shape == (1, 26)
     assert set(names["found"]) == {"attribute", "probability", "box"}
     assert names["logits"].shape == (3, 2, 5)
     with torch.inference_mode():
         expected = names["small"](names["images"])
         torch.testing.assert_close(names["program"].module()(names["images"]), expected)
     assert (tmp_path / "average.png").exists()
+
+
+@pytest.mark.parametrize("ple", ["none", "R", "K", "S"])
+def test_its_lines_for_onnx_export_each_model_with_a_dynamic_batch(ple):
+    """By torch.export's lines before them; the files agree with torch in ONNX Runtime."""
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    names = {
+        "torch": torch,
+        "SSPNet": sspnet.SSPNet,
+        "groups": ["all"],
+        "images": torch.ones(2, 3, 64, 48),
+    }
+    (block,) = [block for block in BLOCKS if "MyBackbone" in block]
+    exec(block, names)  # its backbone exports in seconds
+    backbone = "thin" if ple == "none" else names["MyBackbone"]()
+    model, batch = random_model(ple, backbone).eval(), {0: torch.export.Dim("batch")}
+    given, others = ((torch.randn(n, 3, 64, 48), torch.rand(n, 16, 2) * 48) for n in (2, 5))
+    count = 2 if ple == "K" else 1  # R and S take no keypoints
+    program = torch.export.export(model, given[:count], dynamic_shapes=(batch,) * count)
+    (block,) = [block for block in BLOCKS if "onnx" in block]
+    exec(block, {"torch": torch, "program": program})
+    session = runtime.InferenceSession("small.onnx")
+    inputs = [x.name for x in session.get_inputs()]
+    values = [tensor.numpy() for tensor in others[:count]]
+    (found,) = session.run(None, dict(zip(inputs, values, strict=True)))
+    with torch.inference_mode():
+        torch.testing.assert_close(torch.from_numpy(found), model(*others))
 
 
 @pytest.mark.parametrize("name", ["train", "evaluate", "localize", "data"])
