@@ -59,7 +59,7 @@ def test_images_of_every_mode_are_read_as_rgb(tmp_path):
     assert rgb.getpixel((1, 2)) == (200, 100, 50)  # it is still open
 
 
-def test_images_that_are_not_of_uint8_and_three_channels_are_refused(tmp_path):
+def test_images_that_are_not_of_uint8_and_three_channels_are_refused(tmp_path, monkeypatch):
     """Others gave sure, wrong answers: of a float image 255 is not white."""
     image = torch.zeros(3, 6, 4, dtype=torch.uint8)
     others = [image.float(), image.long(), image.bool(), image[None], image[:1], image[0]]
@@ -72,6 +72,12 @@ def test_images_that_are_not_of_uint8_and_three_channels_are_refused(tmp_path):
         Image.new(mode, (4, 6), 200).save(tmp_path / f"{mode}.tif")
         with pytest.raises(data.InputError, match=rf"{mode}\.tif"):
             read_image(tmp_path / f"{mode}.tif")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4)  # larger ones may be bombs
+    rgb = Image.new("RGB", (4, 6))
+    rgb.save(tmp_path / "bomb.png")
+    for read in (read_image, data.image_size):
+        with pytest.raises(data.InputError, match=r"bomb\.png"):
+            read(tmp_path / "bomb.png")
 
 
 def marked(points, H, W):
