@@ -63,8 +63,8 @@ def test_logits_and_response_maps(ple):
 def test_training_steps(amp, scale):
     """Near the CPU's in float32, with finite gradients."""
     _, expected, _ = steps_of()
-    state, loss, made = steps_of(amp, DEVICE, scale=scale)
-    assert made == 2
+    state, loss, taken = steps_of(amp, DEVICE, scale=scale)
+    assert taken == 2
     assert loss == pytest.approx(expected, rel=0.02)
     gradients = [p.grad for p in state["model"].parameters() if p.grad is not None]
     assert all(gradient.isfinite().all() for gradient in gradients)

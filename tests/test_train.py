@@ -174,7 +174,7 @@ def test_where_fp16_skips_steps_the_schedule_waits_and_an_epoch_without_any_says
     assert taken == 0
     assert skipping["scheduler"].last_epoch == 0
     options = words("--ple R --epochs 1 --amp fp16 --images 8")  # one step, skipped at scale 2^16
-    assert "no step was made" in succeed("train.py", *TINY, *options, "--out", tmp_path / "run")
+    assert "no step was taken" in succeed("train.py", *TINY, *options, "--out", tmp_path / "run")
 
 
 def test_each_epoch_has_an_order_of_its_own_and_its_steps_mean_loss(monkeypatch, tmp_path):
