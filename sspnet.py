@@ -114,8 +114,7 @@ def upsample(x, size, factor, patches):
     At stride s map pixel k covers image pixels s * k to s * k + s - 1 with `patches` (Swin), so
     edges align. Without (ResNet's padded, strided convolutions) it is centred on s * k, so it moves
     to k * factor; aligned edges would shift C5 by 14 image pixels on its way to P1. Past the last
-    map pixel, its value is held.
-    """
+    map pixel, its value is held."""
     x = torch.cat([x, x[:, :, -1:]], 2)
     x = torch.cat([x, x[:, :, :, -1:]], 3)
     h, w = x.shape[-2:]
@@ -181,8 +180,7 @@ class AFSS(nn.Module):
     for attribute j. mode: "group", "attribute" (a scale for each attribute, AFSS* of Tab. 1), or
     "P1", "P2" or "P3" (fixed). The state dict holds the choice and whether it is frozen, not as a
     buffer: with an average of weights (EMA, SWA, timm's) once an epoch call
-    `average.afss.set_extra_state(model.afss.get_extra_state())`.
-    """
+    `average.afss.set_extra_state(model.afss.get_extra_state())`."""
 
     fixed_modes = ("P1", "P2", "P3")
 
@@ -267,8 +265,8 @@ def bilinear_sample(x, points, W_m=None):
 
     x (B, C, H, W), points (B, N, M, 2) in pixels of x, W_m (B, N, M) -> (B, N, C). Without W_m: x
     at points (B, N, 2). Computed in float32 or better, returned in the dtype of x. `F.grid_sample`
-    would do, but makes the M terms before their sum: three times slower on a CPU, 1.3 times on an
-    H200 at P1 and P2."""
+    would do, but makes the M terms before their sum, where a bag below sums 4 M corners: it is three
+    times slower on a CPU, 1.3 times on an H200 at P1 and P2."""
     # This cast stays: from pixel 2 on, bfloat16 resolves 1/64 pixel at best, and up to torch 2.10
     # CUDA has no bfloat16 gradient of `per_sample_weights`.
     dtype = torch.promote_types(x.dtype, torch.float32)
@@ -291,7 +289,6 @@ def bilinear_sample(x, points, W_m=None):
     corner_index = row_start.unsqueeze(-1) + columns.unsqueeze(-2)  # (B, N, M, 2, 2)
     corner_share = share[..., 1, :].unsqueeze(-1) * share[..., 0, :].unsqueeze(-2)
     corner_share = corner_share * W_m[..., None, None]
-    # A bag sums the 4 M corners of a prior point, so that (B, N, M, C) is never materialized.
     bags = F.embedding_bag(
         corner_index.flatten(2).flatten(0, 1),
         x.permute(0, 2, 3, 1).reshape(B * H * W, C).to(dtype),
@@ -423,8 +420,7 @@ class SSPNet(nn.Module):
         backbone, weights: see `Backbone`; or a module that returns C2 to C5, without weights.
         afss: the mode of `AFSS`; "P1", "P2" or "P3" is "without AFSS" in Tab. 2.
         M: offset points per prior point (Fig. 5). ratio: see `PLE_S` (Fig. 6).
-        channels: C of P1, P2 and P3.
-    """
+        channels: C of P1, P2 and P3."""
 
     strides = (4, 8, 16)  # of P1, P2, P3: image pixels per map pixel
 
