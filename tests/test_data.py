@@ -215,8 +215,8 @@ def test_keypoint_file(tmp_path):
 @pytest.mark.parametrize(
     "names, points, said",
     [
-        (["a", "c", "d"], np.zeros((3, 16, 3)), "image b"),
-        (["a", "b", "a"], np.zeros((3, 16, 3)), "the same"),
+        (["a", "c", "d"], np.zeros((3, 16, 3)), "b"),
+        (["a", "b", "a"], np.zeros((3, 16, 3)), "distinct"),
         (["a", "b"], np.zeros((2, 17, 3)), "16"),  # COCO's
         (["a", "b"], np.full((2, 16, 3), np.nan), "not finite"),
         (["a", "b"], np.random.default_rng(0).random((2, 16, 3)), "pixel"),  # shares
