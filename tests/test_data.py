@@ -1,5 +1,7 @@
 """Images, joint transforms, batches, keypoints and the synthetic set."""
 
+import argparse
+
 import numpy as np
 import pytest
 import torch
@@ -127,6 +129,22 @@ def test_resize_averages_the_pixels_that_it_joins():
     stripes[:, :, ::2] = 200
     image, _ = data.resize(stripes, torch.zeros(16, 2), (16, 12))
     assert (image[:, :, 2:-2].float() - 100).abs().max() < 10
+
+
+def test_batches_are_loaded_as_their_images_and_device_ask_for(tmp_path, monkeypatch):
+    """Files by several processes; under torchrun each process takes a GPU of its own."""
+    Image.new("RGB", (20, 40)).save(tmp_path / "a.png")
+    for split, workers in (
+        (photo_split([tmp_path], ["Hat"], ["head"]), data.WORKERS),
+        (split_of([[1], [0]]), 0),
+    ):
+        assert loader(split, (64, 48), 2).num_workers == workers
+        assert loader(split, (64, 48), 2, workers=1, pin=True).pin_memory
+        assert not loader(split, (64, 48), 2).pin_memory
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(argparse.ArgumentTypeError, match="torchrun"):
+        data.use_device("cuda:0")
 
 
 def indices(batches, epoch):

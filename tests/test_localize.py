@@ -7,6 +7,7 @@ from conftest import load, random_model, read_json, refuse, succeed, words, writ
 from PIL import Image
 from torch.testing import assert_close
 
+import data
 import localize
 from data import Pedestrians, Split, loader, normalize, read_image, synthetic
 from evaluate import load_model
@@ -164,8 +165,8 @@ def write_photos(folder):
     (folder / "._0.png").write_bytes(b"a Mac was here")
 
 
-def test_photos_and_folders_of_them(trained, tmp_path):
-    """With the photos' own folder for the panels: no photo is overwritten."""
+def test_photos_and_folders_of_them(trained, tmp_path, monkeypatch):
+    """With the photos' own folder for the panels: no photo is overwritten. Each is decoded once."""
     write_photos(tmp_path / "q")
     before = {file: file.read_bytes() for file in (tmp_path / "q").iterdir()}
     options = [tmp_path / "q", tmp_path / "q/0.png", "--attributes", "hat", "Boots"]
@@ -175,4 +176,8 @@ def test_photos_and_folders_of_them(trained, tmp_path):
     assert {file: file.read_bytes() for file in before} == before
     assert len(list((tmp_path / "q").glob("panel-*.png"))) == 3
     files = [tmp_path / "q/1.png", tmp_path / "q/0.png"]
-    assert len(succeed("localize.py", "--panels", "0", trained["S"], *files).splitlines()) == 2
+    decoded = []
+    monkeypatch.setattr(data, "read_image", lambda file: decoded.append(file) or read_image(file))
+    options = ["--panels", "0", "--workers", "0", trained["S"], *files]
+    assert len(succeed("localize.py", *options).splitlines()) == 2
+    assert [file for file in decoded if file in files] == files

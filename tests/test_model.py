@@ -7,6 +7,7 @@ import torch
 from conftest import FEW_GROUPS, PA100K, random_model
 from test_equations import value_at
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models import get_model
 
 import sspnet
@@ -64,11 +65,20 @@ def test_offset_points_start_on_a_ring_off_the_pixels_rows_and_columns(M):
 @torch.no_grad()
 def test_sampling_and_offsets_are_computed_in_float32_under_autocast():
     x, points = torch.randn(1, 4, 50, 50, dtype=torch.bfloat16), torch.full((1, 1, 2), 40.4)
-    module, found = sspnet.OffsetSampling(4, 3), []
+    module, found, copies = sspnet.OffsetSampling(4, 3), [], []
     module.predict.register_forward_hook(lambda _, inputs, out: found.extend([*inputs, out]))
+
+    class Copies(TorchDispatchMode):
+        def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+            if operation is torch.ops.aten._to_copy.default and args[0].numel() == x.numel():
+                copies.append(args[0].dtype)
+            return operation(*args, **(kwargs or {}))
+
     with torch.autocast("cpu", torch.bfloat16):
         sampled = bilinear_sample(x, points)
-        module(x, points)
+        with Copies():
+            module(x, points)
+    assert copies == [torch.bfloat16]  # one of the map, for both samplings
     assert sampled.dtype == torch.bfloat16
     assert_close(sampled[0, 0].float(), value_at(x[0].float(), 40.4, 40.4), atol=0, rtol=0.005)
     assert [tensor.dtype for tensor in found] == [torch.float32] * 2
@@ -509,14 +519,3 @@ def test_compiles_to_one_graph_in_evaluation_and_in_frozen_training(backend):
         model.afss.scales = [scale] * 5
         with torch.no_grad():
             assert_close(compiled.eval()(images), model(images))
-
-
-@pytest.mark.parametrize("ple, backbone", [("R", "resnet18"), ("K", "resnet18"), ("S", "swin_t")])
-@torch.no_grad()
-def test_exports_with_a_dynamic_batch(ple, backbone):
-    model = random_model(ple, backbone).eval()
-    example = torch.randn(2, 3, 64, 48), torch.rand(2, 16, 2) * 48
-    dynamic = {0: torch.export.Dim("batch", min=2, max=64)}
-    exported = torch.export.export(model, example, dynamic_shapes=(dynamic, dynamic)).module()
-    images, keypoints = torch.randn(5, 3, 64, 48), torch.rand(5, 16, 2) * 48
-    assert_close(exported(images, keypoints), model(images, keypoints))

@@ -160,6 +160,7 @@ def test_log_and_best_checkpoint_follow_metrics_and_choices(tmp_path):
 def test_a_step_in_bf16_and_fp16_is_near_that_of_float32():
     plain, loss, taken = steps_of(None)
     assert taken == 2
+    assert plain["optimizer"].defaults["fused"] is None  # so that on CUDA a resumed run is fused
     for amp, scale in (("bf16", None), ("fp16", 1024.0)):
         state, found, taken = steps_of(amp, scale=scale)
         assert taken == 2
@@ -169,9 +170,17 @@ def test_a_step_in_bf16_and_fp16_is_near_that_of_float32():
         assert_close(first, second, atol=0.01, rtol=0.1)
 
 
-def test_where_fp16_skips_steps_the_schedule_waits_and_an_epoch_without_any_says_so(tmp_path):
+def test_where_fp16_skips_steps_the_schedule_waits_and_an_epoch_without_any_says_so(
+    tmp_path, monkeypatch
+):
+    """The scaler's scale, for which a GPU would wait, is read once a step."""
+    read, get_scale = [], torch.amp.GradScaler.get_scale
+    monkeypatch.setattr(
+        torch.amp.GradScaler, "get_scale", lambda self: read.append(1) or get_scale(self)
+    )
     skipping, _, taken = steps_of("fp16", scale=2.0**100)  # the gradients overflow
     assert taken == 0
+    assert len(read) == 1 + 2
     assert skipping["scheduler"].last_epoch == 0
     options = words("--ple R --epochs 1 --amp fp16 --images 8")  # one step, skipped at scale 2^16
     assert "no step was taken" in succeed("train.py", *TINY, *options, "--out", tmp_path / "run")
