@@ -119,6 +119,14 @@ def test_a_best_checkpoint_that_a_kill_prevented_is_written_when_resuming(tmp_pa
         assert_same(load(tmp_path / "run" / "best.pt"), best)
 
 
+def test_a_resume_is_refused_where_labels_have_changed(tmp_path):
+    conftest.write_csv(tmp_path)
+    options = ["--dataset", "csv", "--data", str(tmp_path), *SMALL, *words("--ple none --out run")]
+    conftest.succeed("train.py", *options)
+    conftest.write_csv(tmp_path, rows=("a.png,1,0", "b.png,1,1"))
+    assert "digest" in refuse("train.py", *options, "--resume")
+
+
 def test_a_resume_is_refused_with_other_processes_and_where_best_is_lost_for_good(tmp_path):
     """Batch norm's batch and the random numbers would be others; the run would not be done."""
     options = words("--ple none --epochs 2")

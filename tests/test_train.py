@@ -237,6 +237,10 @@ def test_fine_tuning_takes_all_but_heads_of_other_attributes(tmp_path, trained, 
         assert tuned["afss._extra_state"][-1] == 1
     assert_close(hat, hats, atol=1e-6, rtol=1e-5)
     assert_close(boots, bootses, atol=1e-6, rtol=1e-5)
+    options = words(f"--ple {ple} --epochs 1 --lr 1e-9 --weights given.pt --out same")
+    assert "26 of 26" in succeed("train.py", *TINY, *options)
+    if ple == "S":
+        assert load("same/last.pt")["model"]["afss._extra_state"][-1] == 1
 
 
 @pytest.mark.parametrize(
