@@ -198,6 +198,8 @@ def test_an_item_has_the_models_shapes_and_normalize_its_scale():
     assert i == 1
     assert image.dtype == torch.uint8
     image = data.normalize(image)
+    with pytest.raises(ValueError, match="uint8"):
+        data.normalize(image)
     mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # ImageNet's
     expected = [(1 / 255 - m) / s for m, s in zip(mean, std, strict=True)]
     assert_close(image.mean((1, 2)), torch.tensor(expected))
