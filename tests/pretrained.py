@@ -170,15 +170,14 @@ def people():
         for p, (i, attributes) in enumerate(chosen):
             image = Image.fromarray(data.read_image(split.images[i]).permute(1, 2, 0).numpy())
             left, top = p * (4 * step_x + 20), y * step_y
-            picture.paste(image.resize((width, height)), (left, top))
+            small = image.resize((width, height))
+            picture.paste(small, (left, top))
             pen.text((left + 4, top + height + 2), model, "black", font)
             for x, name in enumerate(attributes, 1):
                 record = found[i][name]
-                blend = 0.5 * np.asarray(image) + 0.5 * localize.colour_map(record["heat"].numpy())
-                tile = Image.fromarray(blend.astype(np.uint8)).resize((width, height))
-                scale = np.array([width / image.width, height / image.height] * 2)
-                box = np.array(record["boxes"][0]) * scale - [0, 0, 1, 1]
-                ImageDraw.Draw(tile).rectangle(box.tolist(), outline=(255, 0, 0), width=4)
+                heat = F.interpolate(record["heat"][None, None], (height, width), mode="bilinear")
+                shown = {**record, "heat": heat[0, 0]}
+                tile = localize.heat_tile(small, shown, (image.height, image.width), width=4)
                 picture.paste(tile, (left + x * step_x, top))
                 caption = f"{name}\np {record['probability']:.2f}"
                 pen.multiline_text(
