@@ -53,8 +53,6 @@ class Backbone(nn.Module):
 
     def __init__(self, name="resnet50", weights=None, first=2):
         super().__init__()
-        if name not in self.names:
-            raise ValueError(f"backbone {name!r}: expected one of {', '.join(self.names)}")
         net = get_model(name, weights="IMAGENET1K_V1" if weights == "imagenet" else None)
         if weights not in (None, "imagenet"):
             load_weights(net, weights, classifier=("fc.", "head."))

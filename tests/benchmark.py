@@ -35,18 +35,18 @@ PLES = ("none", "R", "K", "S")
 MODELS = [(ple, backbone) for backbone in ("resnet50", "swin_s") for ple in PLES]  # of Tab. 3
 
 
-def race(candidates, rounds, device, warm_up=1):
+def race(candidates, rounds, device):
     """Times {name: function} in turn, `rounds` times after warming up -> {name: seconds}."""
     times = {name: [] for name in candidates}
     finish = torch.cuda.synchronize if device != "cpu" else lambda: None
-    for _ in range(warm_up + rounds):
+    for _ in range(1 + rounds):
         for name, function in candidates.items():
             finish()
             started = time.perf_counter()
             function()
             finish()
             times[name].append(time.perf_counter() - started)
-    return {name: seconds[warm_up:] for name, seconds in times.items()}
+    return {name: seconds[1:] for name, seconds in times.items()}
 
 
 def ratio(times, reference, ours):
@@ -85,42 +85,11 @@ def stepper(model, B, device, amp):
     return partial(train.train_step, state, model, loss_of, *batch(B, device), amp)
 
 
-def dense_offsets(sample, x):
-    """Offset features at every position of x: for each m, shift the whole grid, sample, project."""
-    B, C, H, W = x.shape
-    pixels = x.permute(0, 2, 3, 1)  # (B, H, W, C)
-    offsets, weights = sample.predict(pixels).split([2 * sample.M, sample.M], -1)
-    offsets, weights = offsets.unflatten(-1, (sample.M, 2)), weights.softmax(-1)
-    rows, columns = torch.arange(H, device=x.device), torch.arange(W, device=x.device)
-    ys, xs = torch.meshgrid(rows, columns, indexing="ij")
-    out = 0
-    for m in range(sample.M):
-        place = torch.stack([xs, ys], -1) + offsets[..., m, :]
-        place = (2 * place + 1) / torch.tensor([W, H], device=x.device) - 1
-        sampled = F.grid_sample(x, place, align_corners=False).permute(0, 2, 3, 1)
-        out = out + weights[..., m, None] * sample.A(sampled)
-    return out  # (B, H, W, C)
-
-
-def dense_ple_s(ple, x, group):
-    """PLE-S by way of the dense map of the region, subsampled at the end."""
-    top, bottom = sspnet.prior_region(group, x.shape[2])
-    grid = ple.points(group, *x.shape[2:], x.device).round().long()  # (rows, columns, 2)
-    dense = dense_offsets(ple.sample, x[:, :, top:bottom])
-    return dense[:, grid[..., 1] - top, grid[..., 0]].permute(0, 3, 1, 2)
-
-
-def cam_per_attribute(model, images, attributes):
-    """Grad-CAM-P with a forward and a backward pass of the whole network for each attribute."""
-    out = []
-    for j in attributes:
-        model.zero_grad()
-        maps = model.features(images)
-        A = maps[model.map_of(j)]
-        A.retain_grad()
-        model.attribute_logits(maps)[j].sum().backward()
-        out.append((A.grad * A.detach()).sum(1).relu())
-    return out
+def grid_sample(x, points, W_m):
+    """`sspnet.bilinear_sample` by torch's own operation."""
+    place = (2 * points + 1) / torch.tensor([x.shape[3], x.shape[2]], device=x.device) - 1
+    sampled = F.grid_sample(x, place, align_corners=False)  # (B, C, N, M)
+    return (sampled * W_m[:, None]).sum(3).transpose(1, 2)
 
 
 def beside_baseline(title, candidates, args):
@@ -153,39 +122,32 @@ def row_training(args):
         yield from beside_baseline(f"training step, {state}", steps, args)
 
 
-def both_ways(feature_of, ple, x, group):
-    ple.zero_grad()
-    x.grad = None
-    feature_of(ple, x, group).square().mean().backward()
+def both_ways(sample, x, points, W_m):
+    torch.autograd.grad(sample(x, points, W_m).square().mean(), [x, points])
 
 
-def row_ple(args):
-    """PLE-S, forward and backward, against the dense map first."""
+def row_sample(args):
+    """Three offset points around each of PLE-S's, of the group head, forward and backward."""
     torch.manual_seed(0)
-    ple = sspnet.PLE_S().to(args.device)
-    torch.nn.init.normal_(ple.sample.predict.weight, std=0.05)
-    ways = {"ours": lambda ple, x, group: ple(x, [group])[0], "plain": dense_ple_s}
     for scale, (H, W) in enumerate(((64, 48), (32, 24), (16, 12)), 1):
+        grid = sspnet.PLE_S().points("head", H, W, args.device).flatten(0, 1)
         x = torch.randn(args.batch, 256, H, W, device=args.device)
         x = x.to(memory_format=torch.channels_last).requires_grad_()
-        for group in sspnet.GROUPS:
-            candidates = {way: partial(both_ways, of, ple, x, group) for way, of in ways.items()}
-            times = race(candidates, args.rounds, args.device)
-            title = f"PLE-S, {group} at P{scale}, both ways / dense map first"
-            yield title, ratio(times, "plain", "ours")
+        points = grid[:, None] + torch.randn(args.batch, len(grid), 3, 2, device=args.device)
+        inputs = x, points.requires_grad_(), torch.rand(points.shape[:3], device=args.device)
+        ways = {"plain": partial(both_ways, grid_sample, *inputs)}
+        ways["ours"] = partial(both_ways, sspnet.bilinear_sample, *inputs)
+        title = f"bilinear_sample, {len(grid)} x 3 points at P{scale}, both ways / F.grid_sample"
+        yield title, ratio(race(ways, args.rounds, args.device), "plain", "ours")
 
 
 def row_cam(args):
-    """Grad-CAM-P of all attributes of 16 images."""
-    model, (images, _, keypoints) = build("S", args.device).eval(), batch(16, args.device)
+    """Grad-CAM-P of all attributes, beside inference, which localization has to make anyway."""
+    model, (images, _, keypoints) = build("S", args.device).eval(), batch(8, args.device)
     images = data.normalize(images)
-    attributes = [0, 7, 13, 22] if args.quick else list(range(26))
-    cam_per_attribute(model, images, attributes[:1])  # warms up: on a CPU the rest takes minutes
-    ways = {"plain": partial(cam_per_attribute, model, images, attributes)}
-    ways["ours"] = partial(response_maps, model, images, attributes, keypoints)
-    rounds, warm_up = (1, 0) if args.device == "cpu" else (args.rounds, 1)
-    result = ratio(race(ways, rounds, args.device, warm_up), "plain", "ours")
-    yield f"Grad-CAM-P, {len(attributes)} attributes, 16 images / a pass per attribute", result
+    ways = {"inference": partial(torch.inference_mode()(model), images, keypoints)}
+    ways["maps"] = partial(response_maps, model, images, range(26), keypoints)
+    yield "inference / Grad-CAM-P", ratio(race(ways, args.rounds, args.device), "inference", "maps")
 
 
 def peak_of_a_step(ple, selecting, B, device, amp):
@@ -212,14 +174,13 @@ def row_memory(args):
         yield f"peak memory of a training step, {name} / baseline", result
 
 
-ROWS = {"inference": row_inference, "training": row_training, "ple": row_ple, "cam": row_cam}
-ROWS["memory"] = row_memory
+ROWS = {"inference": row_inference, "training": row_training, "sample": row_sample}
+ROWS.update(cam=row_cam, memory=row_memory)
 
 
 def profile(device, models=MODELS, batches=(1, 32), size=(256, 192), rounds=5):
-    """For PA-100K's attributes and the paper's scales: a dict per model. Parameters in millions;
-    GFLOPs: multiply-adds in convolutions and matrix products, by torch's own counter, at `size` and
-    at 256x128; images/s in inference by batch size, the median of `rounds`."""
+    """A dict per model. Parameters in millions; GFLOPs: multiply-adds in convolutions and matrix
+    products, by torch's own counter; images/s in inference, the median of `rounds`."""
     rows = []
     for ple, backbone in data.progress(models, "model"):
         model = build(ple, device, backbone=backbone).eval()
@@ -245,7 +206,7 @@ def main():
     add = parser.add_argument
     add("--device", default="cpu")
     add("--amp", action="store_const", const="bf16", help="bfloat16 autocast")
-    add("--quick", action="store_true", help="batches of 8 instead of 32, four attributes")
+    add("--quick", action="store_true", help="batches of 8 instead of 32")
     add("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     add("--profile", action="store_true", help="Tab. 3's efficiency columns instead")
     args = parser.parse_args()

@@ -5,13 +5,10 @@
     python tests/compare.py 'none-*.json' 'S-*.json'                   # localize.py's --json: IoU
 
 Each argument is a file, or a pattern in quotes for the files of one model's seeds, which are the
-numbers at the ends of their names. mA and F1 are in percent, IoU and PCC are those of true boxes,
-IoU at each threshold, PCC at the first; "p > 0.5": of the boxes whose attribute is predicted.
-
-A difference is the mean over the seeds that both models have of their difference within a seed: a
-seed draws images, their order and augmentations for all models alike, so that it moves them
-together. Brackets hold its 95% interval, over images (a paired bootstrap) and seeds together; of
-one seed, over images alone.
+numbers at the ends of their names. mA and F1 are in percent, IoU at each threshold and PCC at the
+first are of true boxes; "p > 0.5": of those whose attribute is predicted. A difference is the mean
+of those within the seeds that both models have: a seed moves all models together. Brackets hold its
+95% interval, over images (a paired bootstrap) and seeds together; of one seed, over images alone.
 """
 
 import argparse
@@ -27,8 +24,7 @@ GROUPS = ("head", "torso", "bottom", "all")
 
 
 def open_predictions(file):
-    """What other files must share with an .npz; headings; a function from images' weights to
-    figures."""
+    """What others must share with an .npz; headings; a function of images' weights: figures."""
     archive = np.load(file)
     labels, groups, p = archive["labels"].astype(float), archive["groups"], archive["probabilities"]
     if not ((p >= 0) & (p <= 1)).all():
@@ -110,10 +106,8 @@ T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 def interval(differences, image_deviation):
     """The mean of two models' differences within a seed, (seeds,), and its 95% interval.
 
-    Its error has two parts: that of images, by its standard deviation, and that of seeds, of which
-    there are few, so that it calls for Student's t. The quantile is the mean of the normal one and
-    Student's, weighed by the parts' variances (Cochran's way).
-    """
+    Its error has two parts: that of images, and that of seeds, so few that it calls for Student's
+    t. The quantile is the mean of both, weighed by the parts' variances (Cochran's way)."""
     mean, count = np.mean(differences), len(differences)
     image_variance, seed_variance, student = image_deviation**2, 0.0, 1.96
     if count > 1:
@@ -171,8 +165,7 @@ def compare(patterns, draws=1000):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    as_written = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
     parser.add_argument("results", nargs="+", help="files of evaluate.py or localize.py")
     print("\n".join(compare(parser.parse_args().results)))

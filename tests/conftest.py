@@ -218,9 +218,10 @@ def write_pa100k(folder, images="data", counts=(4, 2, 2)):
     return truth
 
 
-def write_csv(
-    folder, header="path,Hat,boots", rows=("a.png,1,0", "b.png,0,1"), groups=None, images=None
-):
+ROWS = "a.png,1,0", "b.png,0,1"
+
+
+def write_csv(folder, header="path,Hat,boots", rows=ROWS, groups=None, images=None):
     """One's own data: the same rows in each split."""
     for part in ("train", "val", "test"):
         (folder / f"{part}.csv").write_text("\n".join([header, *rows]) + "\n", encoding="utf-8-sig")

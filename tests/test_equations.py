@@ -305,10 +305,10 @@ def test_tab10_iou():
             left, right = sorted(rng.choice(13, 2, replace=False))
             top, bottom = sorted(rng.choice(11, 2, replace=False))
             boxes.append((left, top, right, bottom))
-        a, b = (
-            {(x, y) for x in range(left, right) for y in range(top, bottom)}
-            for left, top, right, bottom in boxes
-        )
+        pixels = []
+        for left, top, right, bottom in boxes:
+            pixels.append({(x, y) for x in range(left, right) for y in range(top, bottom)})
+        a, b = pixels
         assert box_iou(*boxes) == pytest.approx(len(a & b) / len(a | b))
     assert box_iou(None, boxes[0]) == 0
 

@@ -29,8 +29,7 @@ def test_panel_draws_both_boxes():
 
 @pytest.mark.parametrize("backbone", ["resnet18", "swin_t"])
 def test_a_record_has_the_boxes_of_the_outputs_that_stand_for_its_attribute(backbone):
-    """Of several outputs the one with the highest logit on the image; boxes in image pixels, where
-    the backbone's maps look."""
+    """Of several outputs the one with the highest logit; boxes where the backbone's maps look."""
     model = random_model("R", backbone, afss="attribute").eval()
     model.afss.scales = [0, 2, 1, 1, 0]
     for head in model.heads.values():
@@ -79,10 +78,9 @@ def test_find_gives_a_photos_predicted_attributes_and_boxes_in_its_pixels(traine
         again = find(model, config, read_image(photo), torch.from_numpy(points))
         with Image.open(photo) as opened:
             assert found == again == find(model, config, opened, points)
-        wider = find(model, config, photo, points, threshold=0.05)
-        assert [one["box"] for one in wider] != [one["box"] for one in found]
-        other = find(model, config, photo, points, cam="grad-cam")
-        assert [one["box"] for one in other] != [one["box"] for one in found]
+        for more in ({"threshold": 0.05}, {"cam": "grad-cam"}):
+            other = find(model, config, photo, points, **more)
+            assert [one["box"] for one in other] != [one["box"] for one in found]
         options = words("--panels 0 --json l.json --threshold 0.2 0.4")
         options += ["--keypoints", tmp_path / "k.npz"] if ple == "K" else []
         succeed("localize.py", trained[ple], photo, *options)
@@ -137,7 +135,7 @@ def test_localize_end_to_end(trained, tmp_path, ple):
     assert len(list((tmp_path / "p").glob("*.png"))) == 3
 
 
-def test_fig07_models_side_by_side(trained, tmp_path):
+def test_fig07_models_side_by_side(trained, tmp_path, monkeypatch):
     models = [trained[ple] for ple in ("none", "R", "K", "S")]
     options = words("--images 60 --attributes Hat --panels 2 --out p --json l.json")
     succeed("localize.py", *models, *options)
@@ -148,9 +146,7 @@ def test_fig07_models_side_by_side(trained, tmp_path):
     with Image.open(files[0]) as image:  # the image and a tile per model
         assert image.width == 5 * (TILE + 4) - 4
     assert [result["config"]["ple"] for result in read_json("l.json")] == ["none", "R", "K", "S"]
-
-
-def test_models_that_see_other_images_are_not_set_side_by_side(trained, tmp_path, monkeypatch):
+    # Not of models that see other images.
     checkpoint = load(trained["R"])
     checkpoint["config"]["size"] = [32, 24]
     torch.save(checkpoint, tmp_path / "small.pt")

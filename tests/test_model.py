@@ -15,15 +15,6 @@ from localize import response_maps, to_image
 from sspnet import AFSS, FPN, GROUPS, PLE_K, PLE_S, Baseline, SSPNet, bilinear_sample, prior_region
 
 
-def test_bilinear_sample_is_zero_far_away_and_has_the_gradients_of_its_inputs():
-    torch.manual_seed(2)
-    x = torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
-    assert bilinear_sample(x, torch.full((2, 1, 2), 1e6)).abs().sum() == 0
-    points = (torch.rand(2, 4, 2, 2, dtype=torch.float64) * 7 - 1.5).requires_grad_()
-    weights = torch.rand(2, 4, 2, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(bilinear_sample, (x, points, weights))
-
-
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
 def test_a_point_that_is_not_finite_spoils_its_own_value_alone(value):
     x = torch.randn(2, 3, 4, 5, requires_grad=True)
@@ -31,7 +22,7 @@ def test_a_point_that_is_not_finite_spoils_its_own_value_alone(value):
     expected = bilinear_sample(x, points).detach()
     points[1, 2, 0] = value
     found = bilinear_sample(x, points)
-    assert found[1, 2].isnan().all() == (value != 1e30)
+    assert (found[1, 2] == 0).all() if value == 1e30 else found[1, 2].isnan().all()
     found[1, 2] = expected[1, 2]
     assert torch.equal(found, expected)
     found.sum().backward()
@@ -184,22 +175,10 @@ def test_afss_selects_anew_each_epoch_and_treats_what_is_undefined_or_equal():
         afss.update(torch.stack(logits), labels)
         afss.select()
         assert afss.scales == expected
-    afss.update(torch.randn(3, 4, 3), torch.ones(4, 3))
+    afss.half().update(torch.randn(3, 4, 3).half(), torch.ones(4, 3).half())
+    assert afss.counts.dtype == torch.int64  # a low precision changes no count
     assert afss.select().isnan().all()
     assert afss.scales == [1, 1, 1]  # undefined: kept
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_low_precision_changes_no_count(dtype):
-    """300 batches of 32, more than either type can count."""
-    torch.manual_seed(7)
-    logits, labels = torch.randn(3, 9600, 2), (torch.rand(9600, 2) < 0.3).float()
-    expected = sspnet.mean_accuracy(sspnet.label_counts(logits, labels))
-    afss = AFSS(["head", "all"]).to(dtype)
-    for batch in range(300):
-        rows = slice(32 * batch, 32 * batch + 32)
-        afss.update(logits[:, rows], labels[rows])
-    assert torch.equal(afss.select(), expected)
 
 
 def test_afss_choice_and_whether_it_is_frozen_travel_in_the_state_dict_as_tensors(tmp_path):
@@ -239,15 +218,14 @@ def test_afss_refuses_a_state_that_contradicts_it_and_logits_not_of_three_scales
     assert not fixed.selecting
 
 
-@pytest.mark.parametrize("mode", ["group", "P3"])
-def test_afss_counts_and_selects_nothing_once_frozen_or_fixed(mode):
-    afss = AFSS(["head"], mode)
-    afss.selecting, before = False, list(afss.scales)
+def test_afss_counts_and_selects_nothing_once_frozen_or_fixed():
     labels = torch.tensor([[1.0], [0.0]])
-    afss.update((2 * labels - 1)[None], labels)
-    assert afss.counts is None
-    assert afss.select() is None
-    assert afss.scales == before
+    for afss in (AFSS(["head"]), AFSS(["head"], "P3")):
+        afss.selecting, before = False, list(afss.scales)
+        afss.update((2 * labels - 1)[None], labels)
+        assert afss.counts is None
+        assert afss.select() is None
+        assert afss.scales == before
 
 
 @torch.no_grad()
@@ -281,6 +259,10 @@ def test_fig06_the_ratio_is_a_share_of_points_not_of_each_axis(ratio):
     for wrong in (0, 75, float("nan")):
         with pytest.raises(ValueError, match="ratio"):
             PLE_S(ratio=wrong)
+    assert prior_region("torso", 4) == (1, 3)  # halves are rounded up
+    for height in range(1, 20):
+        for top, bottom in (prior_region(group, height) for group in GROUPS):
+            assert 0 <= top < bottom <= height
 
 
 def reference_maps(model, net, images):
@@ -310,12 +292,10 @@ def reference_pyramid(model, C):
     return [model.fpn.smooth[s](tops[s]) for s in range(3)]
 
 
-@pytest.mark.parametrize(
-    "backbone, scales", [("resnet18", [1, 0, 2, 1, 0]), ("swin_t", [0, 2, 0, 2, 1])]
-)
+@pytest.mark.parametrize("backbone", ["resnet18", "swin_t"])
 @pytest.mark.parametrize("ple", ["R", "K", "S"])
 @torch.no_grad()
-def test_eq01_a_whole_model_matches_a_slow_reference(tmp_path, ple, backbone, scales):
+def test_eq01_a_whole_model_matches_a_slow_reference(tmp_path, ple, backbone):
     """Image by image, attribute by attribute, at a size that is no multiple of the strides. PLE and
     pooling, which it takes from the model, have references in test_equations.py. The last of the
     scales separates two attributes of one group, as AFSS* does."""
@@ -329,7 +309,7 @@ def test_eq01_a_whole_model_matches_a_slow_reference(tmp_path, ple, backbone, sc
     for name, parameter in model.named_parameters():
         if name.startswith(("ple.", "heads.", "backbone.norms.0", "backbone.norms.1")):
             torch.nn.init.normal_(parameter, std=0.5)
-    model.afss.scales = scales
+    model.afss.scales = scales = [1, 0, 2, 1, 0] if backbone == "resnet18" else [0, 2, 0, 2, 1]
     images = torch.randn(2, 3, 62, 46, dtype=torch.float64)
     keypoints = torch.rand(2, 16, 2, dtype=torch.float64) * 46
     pyramid = reference_pyramid(model, reference_maps(model, net, images))
@@ -417,14 +397,6 @@ def test_the_loss_takes_labels_of_any_type_but_of_the_logits_shape_alone():
         sspnet.HierarchicalLoss(["head", "all"], torch.full((3,), 0.2))
 
 
-def test_a_region_has_a_row_or_more_and_halves_are_rounded_up():
-    assert prior_region("torso", 4) == (1, 3)
-    for height in range(1, 20):
-        for group in GROUPS:
-            top, bottom = prior_region(group, height)
-            assert 0 <= top < bottom <= height
-
-
 @pytest.mark.parametrize("patches, size", [(True, (25, 19)), (False, (26, 17))])
 def test_to_image_lays_each_map_pixel_where_it_looks(patches, size):
     """At input sizes that are no multiple of the stride 4; Swin's maps are smaller than those. An
@@ -463,32 +435,15 @@ def test_response_maps_give_the_models_logits_from_one_forward_of_the_backbone(p
         response_maps(model.train(), images, range(5), keypoints)
 
 
-def test_a_response_map_goes_back_through_its_own_groups_points_alone():
-    model, sampled = random_model("S").eval(), []
-    model.afss.scales = [0] * 5
-    sample = model.ple.sample.forward
-
-    def record(x, points):
-        sampled.append(points.shape[1])
-        return sample(x, points)
-
-    model.ple.sample.forward = record
-    response_maps(model, torch.randn(1, 3, 64, 48), range(5))
-    model(torch.randn(1, 3, 64, 48))
-    assert len(sampled) == len(set(FEW_GROUPS)) + 1  # a call for each group; the model's one
-    assert sampled[-1] == sum(sampled[:-1])
-
-
-def first_gradients(network, module, *inputs):
-    """Of the module's parameters, but the unused; the network is the module, perhaps compiled."""
-    module.zero_grad()
-    network(*inputs)[0].square().sum().backward()
-    return [p.grad for p in module.parameters() if p.grad is not None]
-
-
-def assert_close_to_the_largest(expected, found):
-    largest = max(gradient.abs().max() for gradient in expected)
-    for one, other in zip(expected, found, strict=True):
+def assert_same_gradients(network, module, *inputs):
+    """Of the module and of the network that it was compiled to, but the unused ones."""
+    found = []
+    for called in (module, network):
+        module.zero_grad()
+        called(*inputs)[0].square().sum().backward()
+        found.append([p.grad for p in module.parameters() if p.grad is not None])
+    largest = max(gradient.abs().max() for gradient in found[0])
+    for one, other in zip(*found, strict=True):
         assert (one - other).abs().max() < 1e-4 * largest
 
 
@@ -500,21 +455,16 @@ def test_inductor_starts_with_the_gradients_of_eager():
     torch.manual_seed(25)
     ple, x = PLE_S(8), torch.randn(2, 8, 32, 24)
     compiled = torch.compile(ple, fullgraph=True, dynamic=False)
-    expected = first_gradients(ple, ple, x, ["all"])
-    assert_close_to_the_largest(expected, first_gradients(compiled, ple, x, ["all"]))
+    assert_same_gradients(compiled, ple, x, ["all"])
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_compiles_to_one_graph_in_evaluation_and_in_frozen_training(backend):
+def test_compiles_to_one_graph_in_evaluation_and_in_frozen_training():
     torch.compiler.reset()
-    model = random_model("S").train()
-    compiled = torch.compile(model, fullgraph=True, backend=backend, dynamic=False)
-    images = torch.randn(2, 3, 64, 48)
+    model, images = random_model("S").train(), torch.randn(2, 3, 64, 48)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=False)
     model.afss.selecting = False
-    expected = first_gradients(model, model, images)
-    assert_close_to_the_largest(expected, first_gradients(compiled, model, images))
-    assert model.fpn.smooth[0].weight.grad is None
-    assert model.fpn.smooth[1].weight.grad is not None
+    assert_same_gradients(compiled, model, images)
+    assert [conv.weight.grad is None for conv in model.fpn.smooth] == [True, False, True]
     for scale in (1, 0):  # a new choice is seen
         model.afss.scales = [scale] * 5
         with torch.no_grad():

@@ -59,8 +59,7 @@ def test_compare_gives_means_spreads_differences_and_intervals(tmp_path):
 @pytest.mark.parametrize("seeds", [2, 3, 5, 12])
 @pytest.mark.parametrize("together", [0, 3])
 def test_an_interval_covers_the_truth_95_times_in_100(together, seeds, image_deviation):
-    """Two equal models, whose seeds deviate by 1, and together by 0 or 3; the images' error is
-    shared by all seeds."""
+    """Two equal models, whose seeds deviate by 1, and together by 0 or 3; images are shared."""
     rng, covered = np.random.default_rng(seeds), 0
     for _ in range(4000):
         both = rng.normal(0, together, seeds)
@@ -99,19 +98,13 @@ def test_compare_of_boxes_takes_the_mean_over_attributes(tmp_path):
 
 
 def test_compare_refuses_what_cannot_be_compared_in_one_line():
-    """Predictions of other images, labels or probabilities; boxes at other thresholds; foreign
-    files, such as evaluate.py's --json, and two files of one seed."""
+    """Also foreign files, such as evaluate.py's --json, and two files of one seed."""
     for name, labels in (("a", np.eye(4, 3)), ("b", np.eye(3)), ("c", 1 - np.eye(4, 3))):
         write_predictions(f"{name}.npz", labels, 0, 0.8)
     write_predictions("e1.npz", np.eye(4, 3), 0, 0.8)
     np.savez("d.npz", **{**np.load("a.npz"), "probabilities": np.full((4, 3), np.nan)})
-    record = {
-        "image": "0",
-        "attribute": "a",
-        "probability": 1,
-        "IoU": [0.5],
-        "true_box": [0, 0, 1, 1],
-    }
+    record = {"image": "0", "attribute": "a", "probability": 1}
+    record.update(IoU=[0.5], true_box=[0, 0, 1, 1])
     content = {"thresholds": [0.2], "records": [record]}
     data.write_json("a.json", content)
     data.write_json("b.json", {**content, "thresholds": [0.5]})
