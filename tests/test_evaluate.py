@@ -178,7 +178,7 @@ def test_bad_input_is_one_line_and_exit_status_2(trained, tmp_path):
         ("train.py --dataset pa100k", "--data"),
         ("train.py --data x --partition 2", "--partition: pa100k"),  # which it does not take
         ("train.py --exclude a", "--exclude: synthetic"),
-        ("train.py --weights nowhere.pt", "nowhere.pt"),
+        ("train.py --images 8 --weights nowhere.pt", "nowhere.pt"),
         ("train.py --lr -1", "--lr"),
         ("train.py --freeze -1", "--freeze"),
         ("train.py --train-split trainval --schedule plateau", "--schedule"),

@@ -453,9 +453,10 @@ def test_inductor_starts_with_the_gradients_of_eager():
         pytest.skip("inductor needs a compiler")
     torch.compiler.reset()
     torch.manual_seed(25)
-    ple, x = PLE_S(8), torch.randn(2, 8, 32, 24)
-    compiled = torch.compile(ple, fullgraph=True, dynamic=False)
-    assert_same_gradients(compiled, ple, x, ["all"])
+    sample, x = sspnet.OffsetSampling(8), torch.randn(2, 8, 32, 24)
+    points = PLE_S(8).points("all", 32, 24).flatten(0, 1).expand(2, -1, 2)
+    compiled = torch.compile(sample, fullgraph=True, dynamic=False)
+    assert_same_gradients(compiled, sample, x, points)
 
 
 def test_compiles_to_one_graph_in_evaluation_and_in_frozen_training():
@@ -465,7 +466,6 @@ def test_compiles_to_one_graph_in_evaluation_and_in_frozen_training():
     model.afss.selecting = False
     assert_same_gradients(compiled, model, images)
     assert [conv.weight.grad is None for conv in model.fpn.smooth] == [True, False, True]
-    for scale in (1, 0):  # a new choice is seen
-        model.afss.scales = [scale] * 5
-        with torch.no_grad():
-            assert_close(compiled.eval()(images), model(images))
+    model.afss.scales = [0] * 5  # a new choice is seen
+    with torch.no_grad():
+        assert_close(compiled.eval()(images), model(images))
