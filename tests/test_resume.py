@@ -24,7 +24,7 @@ from evaluate import load_model, predict
 from sspnet import HierarchicalLoss
 
 CHILDREN = multiprocessing.get_context("forkserver")  # children start without importing torch
-CHILDREN.set_forkserver_preload(["conftest"])
+CHILDREN.set_forkserver_preload(["torch._dynamo", "torchvision.models.detection", "pytest"])
 
 
 def run_training(arguments, environment=(), comparable=False, largest_file=None):
@@ -136,8 +136,7 @@ def test_sigkill_at_random_moments_then_resume_ends_at_the_same_weights(tmp_path
     arguments = [*TINY, *words("--epochs 3 --ple S --freeze 2 --workers 1 --resume")]
     run_ranks(1, run_training, ([*arguments, "--out", str(tmp_path / "whole")],))
     longest = sum(float(row["seconds"]) for row in log_rows(tmp_path / "whole"))
-    rng, kills = np.random.default_rng(0), 0
-    cut = [*arguments, "--out", str(tmp_path / "cut")]
+    cut, rng, kills = [*arguments, "--out", str(tmp_path / "cut")], np.random.default_rng(0), 0
     while kills < 3:
         child = CHILDREN.Process(target=run_training, args=(cut,))
         child.start()
