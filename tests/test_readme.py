@@ -95,14 +95,12 @@ def test_its_lines_for_onnx_export_each_model_with_a_dynamic_batch(ple):
     (block,) = [block for block in BLOCKS if "onnx" in block]
     definitions, lines = block.split("small = ")
     exec(definitions, names)  # its backbone exports in seconds
-    if ple == "none":
-        model = random_model(ple, "thin").eval()
-    else:
-        model = sspnet.SSPNet(["head", "all"], ple, names["MyBackbone"](), channels=8).eval()
-    batch = {0: torch.export.Dim("batch")}
+    model, batch = random_model("none", "thin"), {0: torch.export.Dim("batch")}
+    if ple != "none":
+        model = sspnet.SSPNet(["head", "all"], ple, names["MyBackbone"](), channels=8)
     given, others = ((torch.randn(n, 3, 64, 48), torch.rand(n, 16, 2) * 48) for n in (2, 5))
     count = 2 if ple == "K" else 1  # R and S take no keypoints
-    program = torch.export.export(model, given[:count], dynamic_shapes=(batch,) * count)
+    program = torch.export.export(model.eval(), given[:count], dynamic_shapes=(batch,) * count)
     names["program"] = program
     exec("\n".join(lines.splitlines()[2:]), names)
     session = runtime.InferenceSession("small.onnx")
