@@ -263,8 +263,8 @@ def bilinear_sample(x, points, W_m=None):
 
     x (B, C, H, W), points (B, N, M, 2) in pixels of x, W_m (B, N, M) -> (B, N, C). Without W_m: x
     at points (B, N, 2). Computed in float32 or better, returned in the dtype of x. `F.grid_sample`
-    would do, but makes all M terms, where each bag below sums 4 M corners at once: it is three
-    times slower on a CPU, 1.3 times on an H200 at P1 and P2."""
+    would do, but makes all M terms, where each bag below sums 4 M corners at once: it is three to
+    six times slower on a CPU, 1.3 times on an H200 at P1 and P2."""
     # This cast stays: from pixel 2 on, bfloat16 resolves 1/64 pixel at best, and up to torch 2.10
     # CUDA has no bfloat16 gradient of `per_sample_weights`.
     dtype = torch.promote_types(x.dtype, torch.float32)
