@@ -319,7 +319,7 @@ def test_synthetic_boxes_hold_all_that_is_drawn(monkeypatch):
 
 @pytest.mark.parametrize("domain", [0, 1])
 def test_synthetic_labels_boxes_and_keypoints_are_consistent(domain):
-    split = synthetic("train", domain=domain, images=400)
+    split = synthetic("train", domain=domain, images=250)
     has = {a: split.labels[:, j] == 1 for j, a in enumerate(ATTRIBUTES)}
     exclusive = "ShortSleeve LongSleeve", "Front Side Back", "AgeOver60 Age18-60 AgeLess18"
     for names in (*exclusive, "Trousers Shorts Skirt&Dress"):

@@ -137,9 +137,9 @@ def test_localize_end_to_end(trained, tmp_path, ple):
 
 def test_fig07_models_side_by_side(trained, tmp_path, monkeypatch):
     models = [trained[ple] for ple in ("none", "R", "K", "S")]
-    options = words("--images 60 --attributes Hat --panels 2 --out p --json l.json")
+    options = words("--images 30 --attributes Hat --panels 2 --out p --json l.json")
     succeed("localize.py", *models, *options)
-    split = synthetic("test", images=60, size=(64, 48))
+    split = synthetic("test", images=30, size=(64, 48))
     hats = np.flatnonzero(np.isfinite(split.boxes[:, split.attributes.index("Hat"), 0]))
     files = sorted((tmp_path / "p").iterdir())
     assert [split.names[i] in file.stem for i, file in zip(hats, files, strict=False)] == [True] * 2

@@ -35,7 +35,7 @@ def test_compare_gives_means_spreads_differences_and_intervals(tmp_path):
             result = metrics(logits, torch.from_numpy(labels))
             groups = group_means(result["label_mA"], ["head", "head", "all"])
             found.setdefault(name, []).append([result["mA"], result["F1"], *groups.values()])
-    _, none, S = compare.compare([str(tmp_path / "none-*.npz"), str(tmp_path / "S-*.npz")])
+    _, none, S = compare.compare([str(tmp_path / "none-*.npz"), str(tmp_path / "S-*.npz")], 200)
     assert len(re.split(r"\s{2,}", S)) == 6  # the pattern, seeds, four cells apart
     means = {name: np.mean(values, 0) for name, values in found.items()}
     for k in range(4):
@@ -46,10 +46,10 @@ def test_compare_gives_means_spreads_differences_and_intervals(tmp_path):
     difference = means["S"][0] - means["none"][0]
     assert 0 < float(low) < difference < float(high) < 2 * difference
     # A model against itself; seeds that only one of two models has.
-    same = compare.compare([str(tmp_path / "S-*.npz")] * 2)[2]
+    same = compare.compare([str(tmp_path / "S-*.npz")] * 2, 200)[2]
     assert "+0.00 [+0.00, +0.00]" in same
     (tmp_path / "none-1.npz").unlink()
-    *_, S, said = compare.compare([str(tmp_path / "none-*.npz"), str(tmp_path / "S-*.npz")])
+    *_, S, said = compare.compare([str(tmp_path / "none-*.npz"), str(tmp_path / "S-*.npz")], 200)
     within = [found["S"][seed][0] - found["none"][seed][0] for seed in (0, 2)]
     assert f"{np.mean(within):+.2f} [" in S
     assert "2 seeds" in said
