@@ -137,7 +137,7 @@ def test_sigkill_at_random_moments_then_resume_ends_at_the_same_weights(tmp_path
     run_ranks(1, run_training, ([*arguments, "--out", str(tmp_path / "whole")],))
     longest = sum(float(row["seconds"]) for row in log_rows(tmp_path / "whole"))
     cut, rng, kills = [*arguments, "--out", str(tmp_path / "cut")], np.random.default_rng(0), 0
-    while kills < 3:
+    while kills < 2:
         child = CHILDREN.Process(target=run_training, args=(cut,))
         child.start()
         child.join(rng.uniform(0.05, longest))
