@@ -121,6 +121,7 @@ def test_rap1_layout(tmp_path, partition):
         assert split.images == [tmp_path / "RAP_dataset" / name for name in split.names]
     some = "hs-Hat ub-TShirt attach-Backpack attach-Box lb-Jeans lb-ShortSkirt lb-Dress Female"
     assert groups_of(split, some) == words("head torso torso all bottom bottom all all")
+    assert [split.groups.count(group) for group in data.GROUPS] == [6, 10, 10, 25]
     for wrong in (0, 6):
         with pytest.raises(ValueError, match=f"partition {wrong}: expected 1 to 5"):
             load_split("rap1", tmp_path, "test", partition=wrong)
@@ -136,18 +137,15 @@ def test_peta_layout(tmp_path):
     savemat(tmp_path / "PETA.mat", {"peta": peta})
     random_images(tmp_path / "images", [f"{i:05d}.png" for i in range(1, 11)])
     runs = {"train": slice(5), "val": slice(5, 7), "test": slice(7, 10), "trainval": slice(7)}
-    for (part, run), partition in itertools.product(runs.items(), (1, 5)):
-        numbers, split = (
-            orders[partition - 1][run],
-            load_split("peta", tmp_path, part, partition=partition),
-        )
+    for (part, run), partition in itertools.product({**runs, "all": slice(10)}.items(), (1, 5)):
+        numbers = orders[partition - 1][run]
+        split = load_split("peta", tmp_path, part, partition=partition)
         names = [f"{i:05d}.png" for i in numbers]
         assert_holds(split, PETA, names, content[numbers - 1, 4:39])
         assert split.images[0].parent == tmp_path / "images"
-    some = (
-        "accessoryNothing upperBodyLogo carryingBackpack carryingOther lowerBodyShorts personalMale"
-    )
-    assert groups_of(split, some) == words("head torso torso all bottom all")
+    some = "accessoryNothing hairLong upperBodyLogo carryingBackpack carryingOther lowerBodyShorts"
+    assert groups_of(split, some) == words("head head torso torso all bottom")
+    assert groups_of(split, "footwearShoes personalMale") == ["bottom", "all"]
 
 
 def test_real_rap1_annotation():
@@ -205,6 +203,7 @@ def test_upar_layout(tmp_path):
         load_split("upar", tmp_path, "all", exclude=["RAP1"])
     with pytest.raises(ValueError, match="no images"):
         load_split("upar", tmp_path, "all", exclude=["RAP2", "PA100k", "Market1501"])
+    assert [split.groups.count(group) for group in data.GROUPS] == [6, 14, 14, 6]
     assert groups_of(split, "LowerBody-Type-Skirt&Dress Accessory-Glasses-Sun") == ["all", "head"]
 
 
@@ -322,6 +321,7 @@ def test_csv_layout(tmp_path, place):
         ({"rows": ("a.png,,0",)}, "train.csv, line 2: .*''"),
         ({"rows": ("a.png,1",)}, "train.csv, line 2: 1 labels"),
         ({"rows": ("a.png,1,0,",)}, "train.csv, line 2: 3 labels"),
+        ({"rows": (",,",)}, "train.csv, line 2: .*''"),
     ],
 )
 def test_csv_with_mistakes(tmp_path, change, named):

@@ -23,7 +23,8 @@ import train
 from evaluate import load_model, predict
 from sspnet import HierarchicalLoss
 
-CHILDREN = multiprocessing.get_context("forkserver")  # children start without importing torch
+# Children start without importing torch anew. That server's path lacks conftest's folder.
+CHILDREN = multiprocessing.get_context("forkserver")
 CHILDREN.set_forkserver_preload(["torch._dynamo", "torchvision.models.detection", "pytest"])
 
 
