@@ -151,7 +151,7 @@ def test_peta_layout(tmp_path):
 def test_real_rap1_annotation():
     rap = independent("rap1/RAP_annotation/RAP_annotation.mat")["RAP_annotation"][0, 0]
     attributes = [cell[0] for cell in rap["attribute_eng"][:51, 0]]
-    for partition in (1, 5):
+    for partition in range(1, 6):
         for part, count in (("train", 33268), ("test", 8317)):
             rows = rap["partion"][partition - 1, 0][0, 0][f"{part}_index"].ravel().astype(int) - 1
             assert len(rows) == count
@@ -163,7 +163,7 @@ def test_real_rap1_annotation():
 def test_real_peta_annotation():
     peta = independent("peta/PETA.mat")["peta"][0, 0]
     attributes = [cell[0] for cell in peta["attribute"][:35, 0]]
-    for partition in (1, 5):
+    for partition in range(1, 6):
         for part, count in (("train", 9500), ("val", 1900), ("test", 7600)):
             rows = peta["partion_attribute"][partition - 1, 0][0, 0][part].ravel().astype(int) - 1
             assert len(rows) == count
