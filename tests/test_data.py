@@ -123,7 +123,7 @@ def test_shift_and_resize_move_points_with_the_image():
 
 
 def test_batches_are_loaded_as_their_images_and_device_ask_for(tmp_path, monkeypatch):
-    """Files by several processes; under torchrun each process takes a GPU of its own."""
+    """Files by several processes; under torchrun a process has a GPU of its own; a CPU flushes."""
     Image.new("RGB", (20, 40)).save(tmp_path / "a.png")
     photos, arrays = photo_split([tmp_path], ["Hat"], ["head"]), split_of([[1], [0]])
     for split, workers in ((photos, data.WORKERS), (arrays, 0)):
@@ -132,6 +132,7 @@ def test_batches_are_loaded_as_their_images_and_device_ask_for(tmp_path, monkeyp
         assert not loader(split, (64, 48), 2).pin_memory
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert data.use_device("cpu") == "cpu" and torch.tensor(1e-39) * 2 == 0  # flushed to 0
     with pytest.raises(argparse.ArgumentTypeError, match="torchrun"):
         data.use_device("cuda:0")
 
