@@ -44,31 +44,39 @@ KEYPOINT_GROUPS = {
 
 
 class Backbone(nn.Module):
-    """A torchvision ResNet or Swin Transformer that returns C2..C5, the maps at strides 4 to 32.
+    """A torchvision network that returns C2..C5, the maps at strides 4 to 32.
     weights: None (random), "imagenet" (torchvision downloads them) or the path of a state dict.
     first: 2 returns C2 to C5, for the pyramid; 5 returns only C5, for the baseline. Your own
     backbone needs `out_channels` and may set `patches`, see `upsample`."""
 
-    names = ("resnet18", "resnet34", "resnet50", "resnet101", "swin_t", "swin_s", "swin_b")
+    resnets = ("resnet18", "resnet34", "resnet50", "resnet101")
+    swins = ("swin_t", "swin_s", "swin_b")
+    names = (*resnets, *swins, "mobilenet_v2")
 
     def __init__(self, name="resnet50", weights=None, first=2):
         super().__init__()
         net = get_model(name, weights="IMAGENET1K_V1" if weights == "imagenet" else None)
         if weights not in (None, "imagenet"):
-            load_weights(net, weights, classifier=("fc.", "head."))
+            load_weights(net, weights, classifier=("fc.", "head.", "classifier."))
 
-        self.patches = name.startswith("swin")
-        width = net.head.in_features if self.patches else net.fc.in_features
-        channels = [width // 8, width // 4, width // 2, width]  # of C2 to C5
-        self.out_channels = channels[first - 2 :]
-        if self.patches:
+        self.patches = name in self.swins
+        if name == "mobilenet_v2":
+            channels = [24, 32, 96, 1280]  # of C2 to C5
+            stages = [net.features[a:b] for a, b in ((0, 4), (4, 7), (7, 14), (14, 19))]
+        elif self.patches:
+            width = net.head.in_features
+            channels = [width // 8, width // 4, width // 2, width]
             stages = [net.features[i : i + 2] for i in (0, 2, 4, 6)]  # (merge patches, blocks)
-            # Swin normalizes only its last map; the others get a new, untrained LayerNorm.
-            self.norms = nn.ModuleList([*map(nn.LayerNorm, self.out_channels[:-1]), net.norm])
         else:
+            width = net.fc.in_features
+            channels = [width // 8, width // 4, width // 2, width]
             stem = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool)
             stages = [nn.Sequential(stem, net.layer1), net.layer2, net.layer3, net.layer4]
+        self.out_channels = channels[first - 2 :]
         self.stages = nn.ModuleList(stages)
+        if self.patches:
+            # Swin normalizes only its last map; the others get a new, untrained LayerNorm.
+            self.norms = nn.ModuleList([*map(nn.LayerNorm, self.out_channels[:-1]), net.norm])
 
     def forward(self, images):
         """(B, 3, H, W) -> [C2, C3, C4, C5], each (B, C, H / stride, W / stride)."""
