@@ -8,6 +8,8 @@ Follows the paper's Section 3, in its order and with its names. Needs only torch
     pyramid_pool           feature aggregation Psi_agr                       Eq. 5, 7, 9
     SSPNet, Baseline       the whole model                                   Eq. 1
     HierarchicalLoss       weighted binary cross-entropy per group           Eq. 10-12
+    response_maps          Grad-CAM-P, to_image over the photo               Eq. 2, 13
+    heatmap_to_box         boxes, box_iou against true ones                  Eq. 3, Sec. 4.5
 
 Shapes: B images, C channels, H x W map, N prior points, M offset points, L attributes, S = 3 scales
 (in Eq. 14, P and N count labels). Points are (x, y) in pixels, whose centres are at integers.
@@ -584,3 +586,80 @@ class HierarchicalLoss(nn.Module):
         by_attribute = weighted_bce(logits, labels, self.positive_ratio)
         by_group = (self.membership * by_attribute).sum(1)  # Loss_g
         return by_group.sum()
+
+
+# ---- Response maps (Sec. 3.2.5, Eq. 2 and 13)
+
+
+def grad_cam_p(maps, gradients):
+    """Eq. 13: ReLU(sum_k da_j/dA^k(x, y) A^k(x, y)), one weight per pixel and channel. maps A and
+    gradients da_j/dA, both (B, C, H, W) -> (B, H, W). Also known as HiResCAM, arXiv 2011.08891."""
+    return (gradients * maps).sum(1).relu()
+
+
+def grad_cam(maps, gradients):
+    """Grad-CAM (Selvaraju et al. 2017): one weight per channel, the mean of its gradients."""
+    weights = gradients.mean((2, 3), keepdim=True)
+    return (weights * maps).sum(1).relu()
+
+
+def response_maps(model, images, attributes, keypoints=None, cam=grad_cam_p):
+    """A_c(X) of Eq. 2 for several attributes c of a batch: from each attribute's logit the gradient
+    goes back to the map that AFSS chose for it (C5 in the baseline). One pass serves the batch,
+    since images do not mix in evaluation mode. Works also under `torch.inference_mode()`.
+
+    model: an SSPNet or a Baseline in evaluation mode. images (B, 3, H, W) as `data.normalize`
+    returns them, attributes: indices, keypoints (B, 16, 2) in image pixels, for PLE-K -> logits
+    (B, L), and a list of one response map (B, h, w) for each of the attributes, at the map's size.
+    """
+    if model.training:
+        raise ValueError("response_maps: the model is in training mode, call model.eval() before")
+    with torch.inference_mode(False):
+        with torch.no_grad():
+            maps = model.features(images)
+        maps = [None if A is None else A.detach().requires_grad_() for A in maps]
+        responses = []
+        with torch.enable_grad():
+            logits = model.attribute_logits(maps, keypoints, apart=True)
+            for j in attributes:
+                A = maps[model.map_of(j)]
+                (gradients,) = torch.autograd.grad(logits[j].sum(), A, retain_graph=True)
+                responses.append(cam(A.detach(), gradients))
+        return torch.stack(logits, 1).detach(), responses
+
+
+def to_image(responses, stride, patches, input_size, image_size):
+    """Response maps laid over the image: (K, h, w) -> (K, H, W) in [0, 1], zero where one is
+    constant. stride, patches: of the map in the model's input, see `sspnet.upsample`. input_size,
+    image_size: (H, W) of the model's input and of the image resized to it."""
+    heat = upsample(responses[None].float(), input_size, stride, patches)
+    if tuple(image_size) != tuple(input_size):
+        heat = F.interpolate(heat, size=image_size, mode="bilinear", align_corners=False)
+    heat = heat[0] - heat[0].amin((1, 2), keepdim=True)
+    heat = heat / heat.amax((1, 2), keepdim=True).clamp(min=1e-20)
+    constant = responses.amin((1, 2)) == responses.amax((1, 2))
+    return heat.masked_fill(constant[:, None, None], 0)  # else it would be roundings
+
+
+# ---- Boxes (Eq. 3) and their measure (Sec. 4.5, Tab. 10)
+
+THRESHOLD = 0.2  # of the heat map, which spans 0 to 1: pixels at or above it are in the box
+
+
+def heatmap_to_box(heat, threshold=THRESHOLD):
+    """f_orm of Eq. 3: the outer rectangle of all pixels at or above the threshold, of which the
+    paper says nothing. heat (H, W) in [0, 1] -> (left, top, right, bottom), or None."""
+    hot = heat >= threshold
+    columns, rows = (hot.any(axis).cpu().nonzero().flatten().tolist() for axis in (0, 1))
+    return (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1) if columns else None
+
+
+def box_iou(a, b):
+    """Intersection over union of two boxes; 0 where either is None."""
+    if a is None or b is None:
+        return 0.0
+    width = max(0, min(a[2], b[2]) - max(a[0], b[0]))
+    height = max(0, min(a[3], b[3]) - max(a[1], b[1]))
+    area_a = (a[2] - a[0]) * (a[3] - a[1])
+    area_b = (b[2] - b[0]) * (b[3] - b[1])
+    return float(width * height / (area_a + area_b - width * height))

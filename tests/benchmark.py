@@ -26,8 +26,7 @@ import data  # noqa: E402
 import sspnet  # noqa: E402
 import train  # noqa: E402
 from evaluate import autocast, model_name  # noqa: E402
-from localize import response_maps  # noqa: E402
-from sspnet import SSPNet  # noqa: E402
+from sspnet import SSPNet, response_maps  # noqa: E402
 
 PAPER_SCALES = {"head": 0, "torso": 1, "bottom": 1, "all": 2}  # what AFSS chose (Sec. 4.2)
 GROUPS_OF = list(data.PA100K_GROUPS.values())

@@ -12,8 +12,7 @@ import torch
 from conftest import random_model, steps_of, succeed, tiny, words
 from torch.testing import assert_close
 
-from localize import response_maps
-from sspnet import bilinear_sample
+from sspnet import bilinear_sample, response_maps
 
 DEVICE = os.environ.get("SSPNET_DEVICE", "cuda")
 if DEVICE.startswith("cuda") and not torch.cuda.is_available():

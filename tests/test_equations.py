@@ -13,8 +13,22 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 import sspnet
-from localize import box_iou, grad_cam, grad_cam_p, heatmap_to_box, pearson, response_maps
-from sspnet import AFSS, GROUPS, KEYPOINT_GROUPS, PLE_K, PLE_R, PLE_S, Baseline, SSPNet
+from localize import pearson
+from sspnet import (
+    AFSS,
+    GROUPS,
+    KEYPOINT_GROUPS,
+    PLE_K,
+    PLE_R,
+    PLE_S,
+    Baseline,
+    SSPNet,
+    box_iou,
+    grad_cam,
+    grad_cam_p,
+    heatmap_to_box,
+    response_maps,
+)
 
 ATTRIBUTE_GROUPS = ["torso", "head", "all", "bottom", "head"]
 TAB_A11 = {  # half-open rows at P1, P2, P3, whose heights are 64, 32, 16

@@ -11,7 +11,8 @@ import data
 import localize
 from data import Pedestrians, Split, loader, normalize, read_image, synthetic
 from evaluate import load_model
-from localize import TILE, box_iou, find, find_boxes, heatmap_to_box, tile_size
+from localize import TILE, find, find_boxes, tile_size
+from sspnet import box_iou, heatmap_to_box, response_maps, to_image
 
 
 def test_panel_draws_both_boxes():
@@ -50,11 +51,11 @@ def test_a_record_has_the_boxes_of_the_outputs_that_stand_for_its_attribute(back
         i, k = record["image"], record["attribute"]
         image, _, keypoints, _ = Pedestrians(split, (64, 48))[i]
         images = normalize(image[None])
-        logits, responses = localize.response_maps(model, images, range(5), keypoints[None])
+        logits, responses = response_maps(model, images, range(5), keypoints[None])
         j = max(output_indices[k], key=lambda j: logits[0, j].item())
         chosen.add((k, output_indices[k].index(j)))
         stride = model.strides[model.map_of(j)]
-        (heat,) = localize.to_image(responses[j], stride, model.patches, (64, 48), (96, 72))
+        (heat,) = to_image(responses[j], stride, model.patches, (64, 48), (96, 72))
         assert_close(record["heat"], heat, atol=1e-5, rtol=1e-4)
         for threshold, box in zip(thresholds, record["boxes"], strict=True):
             assert box == pytest.approx(heatmap_to_box(heat, threshold))

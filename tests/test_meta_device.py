@@ -17,9 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import data
-import localize
 import train
-from sspnet import HierarchicalLoss
+from sspnet import HierarchicalLoss, response_maps
 
 KINDS = [*((ple, "resnet18") for ple in ("none", "R", "K", "S")), ("S", "swin_t")]
 UPLOADS = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
@@ -88,7 +87,7 @@ def test_training_inference_and_response_maps_read_nothing_from_the_device(ple, 
         with torch.inference_mode():
             assert model.eval()(data.normalize(images), keypoints).shape == (4, 26)
         images = data.normalize(images)
-        logits, responses = localize.response_maps(model, images, [0, 13], keypoints)
+        logits, responses = response_maps(model, images, [0, 13], keypoints)
     assert logits.shape == (4, 26)
     assert len(responses) == 2
 

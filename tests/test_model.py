@@ -9,8 +9,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models import get_model
 
 import sspnet
-from localize import response_maps, to_image
-from sspnet import AFSS, FPN, GROUPS, PLE_K, PLE_S, Baseline, SSPNet, bilinear_sample, prior_region
+from sspnet import (
+    AFSS,
+    FPN,
+    GROUPS,
+    PLE_K,
+    PLE_S,
+    Baseline,
+    SSPNet,
+    bilinear_sample,
+    prior_region,
+    response_maps,
+    to_image,
+)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
