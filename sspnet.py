@@ -82,7 +82,8 @@ class Backbone(nn.Module):
 
     def forward(self, images):
         """(B, 3, H, W) -> [C2, C3, C4, C5], each (B, C, H / stride, W / stride)."""
-        maps, x = [], images
+        maps = []
+        x = images
         for stage in self.stages:
             x = stage(x)
             maps.append(x)
@@ -167,8 +168,10 @@ def label_counts(logits, labels):
     """TP, P, TN, N of Eq. 14 per attribute: logits (..., B, L), labels (B, L) -> (4, ..., L)."""
     predicted = logits > 0  # a probability over 0.5; exactly 0.5 is a no
     positive = labels > 0.5
-    TP, P = (predicted & positive).sum(-2), positive.sum(-2)
-    TN, N = (~(predicted | positive)).sum(-2), len(labels) - P
+    TP = (predicted & positive).sum(-2)
+    P = positive.sum(-2)
+    TN = (~(predicted | positive)).sum(-2)
+    N = len(labels) - P
     return torch.stack(torch.broadcast_tensors(TP, P, TN, N))  # int64
 
 
@@ -284,7 +287,9 @@ def bilinear_sample(x, points, W_m=None):
         W_m = torch.ones_like(points[..., 0])
     B, C, H, W = x.shape
     low = points.detach().floor()
-    corner = low.long()  # whole before clamping, so that a NaN is some pixel, whose share is NaN
+    # To integers before the clamp: a NaN then indexes some valid pixel, and its NaN share spoils
+    # this point alone.
+    corner = low.long()
     pixels = torch.stack([corner, corner + 1], -1)  # (B, N, M, 2, 2): of x and of y, neighbours
     columns = pixels[..., 0, :].clamp(0, W - 1)
     rows = pixels[..., 1, :].clamp(0, H - 1)
@@ -310,8 +315,9 @@ class OffsetSampling(nn.Module):
     """Eq. 6 and 8: Phi(x, P_n) = A sum_m W_m x(P_n + dP_m), shared by all groups and scales.
 
     `predict` makes the M offsets dP_m (map pixels) and weights W_m (sum 1) from x(P_n). Train it at
-    a tenth of the learning rate: at the full rate points leave the map. The commands set TF32 on
-    CUDA, here too; against it helps `torch.set_float32_matmul_precision("highest")`."""
+    a tenth of the learning rate: at the full rate points leave the map. On CUDA the commands enable
+    TF32, which rounds this layer, too; `torch.set_float32_matmul_precision("highest")` turns it
+    off."""
 
     # Where the points start, on a ring around P_n: evenly, since points that start together get
     # equal gradients, so stay together; and off the pixels' rows and columns, where the gradient of
@@ -369,12 +375,13 @@ class PLE_K(nn.Module):
         """x (B, C, H, W), keypoints (B, 16, 2) in pixels of x -> a list, (B, C, n) per group."""
         if keypoints is None or keypoints.shape != (x.shape[0], 16, 2):
             raise ValueError("PLE-K: expected keypoints (B, 16, 2), in MPII's order")
-        members, points = [], []
+        counts = []
+        points = []
         for group in groups:
             chosen = KEYPOINT_GROUPS[group if self.prior else "all"]
-            members.append(len(chosen))
+            counts.append(len(chosen))
             points += [keypoints[:, n] for n in chosen]
-        features = self.sample(x, torch.stack(points, 1)).split(members, 1)
+        features = self.sample(x, torch.stack(points, 1)).split(counts, 1)
         return [feature.transpose(1, 2) for feature in features]
 
 
@@ -386,7 +393,8 @@ class PLE_S(nn.Module):
         super().__init__()
         if not 0 < ratio <= 1:
             raise ValueError(f"ratio {ratio}: expected more than 0, at most 1")
-        self.ratio, self.prior = ratio, prior
+        self.ratio = ratio
+        self.prior = prior
         self.sample = OffsetSampling(channels, M) if offsets else bilinear_sample
 
     def points(self, group, height, width, device=None):
@@ -394,7 +402,8 @@ class PLE_S(nn.Module):
         top, bottom = prior_region(group if self.prior else "all", height)
         rows = max(1, round((bottom - top) * self.ratio**0.5))
         columns = max(1, round(width * self.ratio**0.5))
-        half_y, half_x = (bottom - top) / rows / 2, width / columns / 2  # half a step
+        half_y = (bottom - top) / rows / 2  # half a step
+        half_x = width / columns / 2
         y = torch.linspace(top + half_y - 0.5, bottom - half_y - 0.5, rows, device=device)
         x = torch.linspace(half_x - 0.5, width - half_x - 0.5, columns, device=device)
         return torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
@@ -462,7 +471,8 @@ class SSPNet(nn.Module):
             self.ple = PLE_S(channels, M, ratio, offsets, prior)
         else:
             raise ValueError(f"ple {ple!r}: expected R, K or S")
-        self.members, self.heads = {}, nn.ModuleDict()
+        self.members = {}
+        self.heads = nn.ModuleDict()
         for group in (g for g in GROUPS if g in attribute_groups):
             members = [j for j, g in enumerate(attribute_groups) if g == group]
             self.members[group] = members
@@ -502,7 +512,8 @@ class SSPNet(nn.Module):
         """images (B, 3, H, W), for PLE-K keypoints (B, 16, 2) in their pixels -> logits (B, L). In
         training mode (3, B, L), one per scale for AFSS to compare; (1, B, L) once it is frozen."""
         if self.training and self.afss.selecting:
-            maps, L = self.features(images, scales=(0, 1, 2)), len(self.attribute_groups)
+            maps = self.features(images, scales=(0, 1, 2))
+            L = len(self.attribute_groups)
             by_scale = [self.attribute_logits(maps, keypoints, [s] * L) for s in range(3)]
             return torch.stack([torch.stack(logits, 1) for logits in by_scale])
         logits = torch.stack(self.attribute_logits(self.features(images), keypoints), 1)
@@ -557,8 +568,6 @@ def weighted_bce(logits, labels, positive_ratio):
     if logits.shape[-2:] != shape or labels.shape != shape:
         shapes = f"logits {tuple(logits.shape)}, labels {tuple(labels.shape)}"
         raise ValueError(f"loss: {shapes}, expected (..., B, L) and (B, L) with L = {shape[1]}")
-    if labels.device.type == "cpu" and ((labels != 0) & (labels != 1)).any():  # a GPU would wait
-        raise ValueError("loss: expected labels of 0 and 1")
     labels = labels.to(logits.dtype)
     weights = imbalance_weights(labels, positive_ratio).expand_as(logits)
     labels = labels.expand_as(logits)
@@ -572,6 +581,7 @@ class HierarchicalLoss(nn.Module):
 
     def __init__(self, attribute_groups, positive_ratio):
         super().__init__()
+        positive_ratio = torch.as_tensor(positive_ratio)
         L = len(positive_ratio)
         if len(attribute_groups) != L:
             raise ValueError(f"loss: {len(attribute_groups)} groups, expected one for each of {L}")
@@ -608,24 +618,25 @@ def response_maps(model, images, attributes, keypoints=None, cam=grad_cam_p):
     goes back to the map that AFSS chose for it (C5 in the baseline). One pass serves the batch,
     since images do not mix in evaluation mode. Works also under `torch.inference_mode()`.
 
-    model: an SSPNet or a Baseline in evaluation mode. images (B, 3, H, W) as `data.normalize`
-    returns them, attributes: indices, keypoints (B, 16, 2) in image pixels, for PLE-K -> logits
-    (B, L), and a list of one response map (B, h, w) for each of the attributes, at the map's size.
-    """
+    model: an SSPNet or a Baseline in evaluation mode. images (B, 3, H, W), normalized. attributes:
+    indices, or a function that chooses them by the logits (B, L). keypoints (B, 16, 2) in image
+    pixels, for PLE-K -> logits (B, L), and {attribute: its response map (B, h, w)}, at the size of
+    the attribute's map."""
     if model.training:
         raise ValueError("response_maps: the model is in training mode, call model.eval() before")
     with torch.inference_mode(False):
         with torch.no_grad():
             maps = model.features(images)
         maps = [None if A is None else A.detach().requires_grad_() for A in maps]
-        responses = []
+        responses = {}
         with torch.enable_grad():
-            logits = model.attribute_logits(maps, keypoints, apart=True)
-            for j in attributes:
+            by_attribute = model.attribute_logits(maps, keypoints, apart=True)
+            logits = torch.stack(by_attribute, 1).detach()
+            for j in attributes(logits) if callable(attributes) else attributes:
                 A = maps[model.map_of(j)]
-                (gradients,) = torch.autograd.grad(logits[j].sum(), A, retain_graph=True)
-                responses.append(cam(A.detach(), gradients))
-        return torch.stack(logits, 1).detach(), responses
+                (gradients,) = torch.autograd.grad(by_attribute[j].sum(), A, retain_graph=True)
+                responses[j] = cam(A.detach(), gradients)
+        return logits, responses
 
 
 def to_image(responses, stride, patches, input_size, image_size):
@@ -638,7 +649,8 @@ def to_image(responses, stride, patches, input_size, image_size):
     heat = heat[0] - heat[0].amin((1, 2), keepdim=True)
     heat = heat / heat.amax((1, 2), keepdim=True).clamp(min=1e-20)
     constant = responses.amin((1, 2)) == responses.amax((1, 2))
-    return heat.masked_fill(constant[:, None, None], 0)  # else it would be roundings
+    # Else rounding errors would be stretched to [0, 1].
+    return heat.masked_fill(constant[:, None, None], 0)
 
 
 # ---- Boxes (Eq. 3) and their measure (Sec. 4.5, Tab. 10)
@@ -650,7 +662,8 @@ def heatmap_to_box(heat, threshold=THRESHOLD):
     """f_orm of Eq. 3: the outer rectangle of all pixels at or above the threshold, of which the
     paper says nothing. heat (H, W) in [0, 1] -> (left, top, right, bottom), or None."""
     hot = heat >= threshold
-    columns, rows = (hot.any(axis).cpu().nonzero().flatten().tolist() for axis in (0, 1))
+    columns = hot.any(0).cpu().nonzero().flatten().tolist()
+    rows = hot.any(1).cpu().nonzero().flatten().tolist()
     return (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1) if columns else None
 
 

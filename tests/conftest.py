@@ -86,14 +86,17 @@ def as_process(*options):
 def command(name, *arguments):
     """Runs a command as its file would."""
     module = {"data": data, "train": train, "evaluate": evaluate, "localize": localize}[name[:-3]]
-    out, err, code = io.StringIO(), io.StringIO(), 0
+    out = io.TextIOWrapper(io.BytesIO(), "utf-8")  # strict, as a terminal's
+    err, code = io.StringIO(), 0
     argv = mock.patch.object(sys, "argv", [name, *map(str, arguments)])
     with redirect_stdout(out), redirect_stderr(err), argv:
         try:
             data.command(module.main)
         except SystemExit as stop:
             code = stop.code
-    return SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
+    out.flush()
+    printed = out.buffer.getvalue().decode()
+    return SimpleNamespace(returncode=code, stdout=printed, stderr=err.getvalue())
 
 
 def succeed(*arguments):

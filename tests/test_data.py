@@ -1,12 +1,14 @@
 """Images, joint transforms, batches, keypoints and the synthetic set."""
 
 import argparse
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import ATTRIBUTES, PA100K, Detector, refuse, succeed, words, write_keypoints
-from PIL import Image
+from conftest import ATTRIBUTES, PA100K, Detector, command, refuse, succeed, words, write_keypoints
+from PIL import Image, ImageFile
 from torch.testing import assert_close
 
 import data
@@ -34,7 +36,7 @@ def test_a_digest_tells_names_labels_and_keypoints():
     assert len({first, *(other.digest() for other in others)}) == 4
 
 
-def test_images_of_every_mode_are_read_as_rgb(tmp_path):
+def test_images_of_every_mode_are_read_as_rgb(tmp_path, monkeypatch):
     colours = np.zeros((6, 4, 3), np.uint8)
     colours[..., 0], colours[2, 1] = 40, (200, 100, 50)
     rgb, turned = Image.fromarray(colours), Image.Exif()
@@ -54,7 +56,18 @@ def test_images_of_every_mode_are_read_as_rgb(tmp_path):
         assert found.dtype == torch.uint8
         assert found.shape == (3, 6, 4), name
         assert found[:, 2, 1].tolist() == pytest.approx(colour, abs=2), name
-        assert data.image_size(tmp_path / name) == (6, 4)
+    turned_jpeg = rgb.transpose(Image.Transpose.ROTATE_90)
+    turned_jpeg.save(tmp_path / "turned.jpg", exif=turned)
+    turned_jpeg.save(tmp_path / "turned.tif", exif=turned)
+    with monkeypatch.context() as patch:  # of no file a pixel is decoded
+        patch.setattr(ImageFile.ImageFile, "load_prepare", lambda image: 1 / 0)
+        for name in (*kinds, "turned.jpg", "turned.tif"):
+            assert data.image_size(tmp_path / name) == (6, 4), name
+    seen_by_opencv = np.asarray(rgb)[:, :, ::-1]  # BGR
+    assert read_image(seen_by_opencv[:, :, ::-1])[:, 2, 1].tolist() == [200, 100, 50]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_image(np.asarray(rgb))[:, 2, 1].tolist() == [200, 100, 50]  # read-only
     big_endian = Image.frombytes("I;16B", (2, 1), bytes([100, 7, 200, 7]))
     assert read_image(big_endian)[0].tolist() == [[100, 200]]
     assert read_image(rgb)[:, 2, 1].tolist() == [200, 100, 50]
@@ -272,20 +285,56 @@ def test_keypoint_rcnn_points_become_mpiis():
 
 def test_finding_keypoints_takes_the_surest_person_and_fills_in_the_mean_pose(monkeypatch):
     images = [np.full((40, 20, 3), 200, np.uint8), np.zeros((80, 60, 3), np.uint8)]
-    points = data.find_keypoints(Detector(), images)
+    split = Split("t", ["Hat"], ["head"], ["a", "b"], images, [[0], [0]])
+    data.write_keypoints("k.npz", Detector(), split)
+    with np.load("k.npz") as archive:
+        points = archive["keypoints"]
+        assert archive["names"].tolist() == ["a", "b"]
     assert points.shape == (2, 16, 3)
     assert points[0, 0] == pytest.approx([16, 32, 0.9])  # right ankle
     assert points[0, 6] == pytest.approx([11.5, 23, 0.9])  # pelvis
     assert (points[1, :, 2] == 0).all()
     x, y = (16 + 0.5) / 20 * 60 - 0.5, (32 + 0.5) / 40 * 80 - 0.5
     assert points[1, 0, :2] == pytest.approx([x, y])
-    with pytest.raises(ValueError, match="no person"):
-        data.find_keypoints(Detector(), images[1:])
     # The command's file is one that training reads.
     monkeypatch.setattr(data, "keypointrcnn_resnet50_fpn", lambda **_: Detector())
+    Image.new("RGB", (20, 40)).save("black.png")
+    assert "no person" in refuse("data.py", "black.png", "--out", "black.npz")
+    assert not Path("black.npz").exists()
     assert "2 images" in succeed("data.py", *words("--images 2 --split val --out new/k.npz"))
     found = data.load_split("synthetic", split="val", images=2, keypoints="new/k.npz")
     assert found.keypoints[1, 0].tolist() == [16, 32]
+
+
+def test_finding_keypoints_goes_on_where_it_stopped_and_keeps_the_rest(monkeypatch):
+    """After an interrupt, beside other images' points and past a damaged file."""
+    for i in range(6):
+        Image.new("RGB", (20, 40), (200, 200, 200)).save(f"{i}.png")
+    Path("3.png").write_bytes(b"damaged")
+    write_keypoints("k.npz", ["another.png"])
+    seen, limit = [], 5
+
+    class Interrupted(Detector):
+        def forward(self, images):
+            seen.append(1)
+            if len(seen) == limit:
+                raise KeyboardInterrupt
+            return super().forward(images)
+
+    monkeypatch.setattr(data, "keypointrcnn_resnet50_fpn", lambda **_: Interrupted())
+    monkeypatch.setattr(data, "SAVE_EVERY", 2)
+    options = ["data.py", *(f"{i}.png" for i in range(6)), *words("--out k.npz --workers 0")]
+    assert command(*options).returncode == 130  # at the last image, 3.png was damaged
+    with np.load("k.npz") as archive:
+        assert archive["names"].tolist() == ["another.png", "0.png", "1.png", "2.png"]
+    done = command(*options)
+    assert done.returncode == 1
+    assert "3.png" in done.stderr
+    assert len(seen) == 5 + 2  # 4.png and 5.png alone
+    with np.load("k.npz") as archive:
+        assert len(archive["names"]) == 6
+        assert archive["keypoints"][0, 0].tolist() == [10, 10, 10]
+        assert archive["keypoints"][5, 0].tolist() == pytest.approx([16, 32, 0.9])
 
 
 def test_synthetic_is_deterministic_differs_by_split_seed_and_domain_and_scales():

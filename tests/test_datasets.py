@@ -122,6 +122,8 @@ def test_rap1_layout(tmp_path, partition):
     some = "hs-Hat ub-TShirt attach-Backpack attach-Box lb-Jeans lb-ShortSkirt lb-Dress Female"
     assert groups_of(split, some) == words("head torso torso all bottom bottom all all")
     assert [split.groups.count(group) for group in data.GROUPS] == [6, 10, 10, 25]
+    with pytest.raises(ValueError, match="no validation split"):
+        load_split("rap1", tmp_path, "val")
     for wrong in (0, 6):
         with pytest.raises(ValueError, match=f"partition {wrong}: expected 1 to 5"):
             load_split("rap1", tmp_path, "test", partition=wrong)
@@ -302,12 +304,15 @@ def test_csv_layout(tmp_path, place):
     (tmp_path / "train.csv").write_text("image,Umbrella\na.png,1\nb.png,0\n")
     (tmp_path / "groups.json").write_text('{"Umbrella": "all"}')
     assert load_split("csv", tmp_path, "train").groups == ["all"]
+    (tmp_path / "train.csv").write_text("image,Hat,Umbrella\na.png,1,0\n")
+    assert load_split("csv", tmp_path, "train").groups == ["head", "all"]  # Hat is PA-100K's
 
 
 @pytest.mark.parametrize(
     "change, named",
     [
-        ({"header": "path,Umbrella,Hat"}, "Umbrella"),  # in no group
+        ({"header": "path,Umbrella,Hat"}, "groups.json is needed: .*Umbrella"),  # in no group
+        ({"header": "path,Umbrella,Hat", "groups": "{}"}, r"/groups\.json: .*Umbrella is in no"),
         ({"groups": '{"Hat": "head", "boots": "feet"}'}, "groups.json.*feet"),
         ({"groups": '{"Hat": "head"'}, "groups.json"),
         ({"groups": "null"}, "groups.json"),

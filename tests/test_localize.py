@@ -1,15 +1,28 @@
 """Boxes of a split, panels, the command and bad input."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
-from conftest import load, random_model, read_json, refuse, succeed, words, write_keypoints
-from PIL import Image
+import torch.nn.functional as F
+from conftest import (
+    ATTRIBUTES,
+    command,
+    load,
+    random_model,
+    read_json,
+    refuse,
+    succeed,
+    words,
+    write_keypoints,
+)
+from PIL import Image, ImageFile
 from torch.testing import assert_close
 
-import data
 import localize
-from data import Pedestrians, Split, loader, normalize, read_image, synthetic
+from data import Pedestrians, Split, normalize, read_image, synthetic, together_loader
 from evaluate import load_model
 from localize import TILE, find, find_boxes, tile_size
 from sspnet import box_iou, heatmap_to_box, response_maps, to_image
@@ -20,7 +33,7 @@ def test_panel_draws_both_boxes():
     record = {"heat": np.zeros(tile_size((64, 48))), "boxes": [(10, 10, 30, 30)]}
     true_boxes = (5, 5, 20, 40), None
     tiles = [("Hat", {**record, "true_box": box}) for box in true_boxes]
-    pixels = np.asarray(localize.panel(image, [tiles, tiles[:1]]))
+    pixels = np.asarray(localize.panel(image, (64, 48), [tiles, tiles[:1]]))
     first, second = pixels[:, TILE + 4 : 2 * TILE + 4], pixels[:, 2 * (TILE + 4) :]
     for part, truth in ((first, True), (second, False)):
         assert (part == [255, 0, 0]).all(2).any()
@@ -43,8 +56,12 @@ def test_a_record_has_the_boxes_of_the_outputs_that_stand_for_its_attribute(back
     first = normalize(Pedestrians(split, (64, 48))[0][0])
     logits = model(first[None])[0].tolist()
     output_indices = [sorted(pair, key=logits.__getitem__) for pair in ([3, 0], [1, 4])]
-    thresholds, batches = [0.3, 0.6], loader(split, (64, 48), 4)
-    records = list(find_boxes(model, split, output_indices, batches, [0, 1], thresholds))
+    thresholds, records = [0.3, 0.6], []
+    for (batch,), sizes, _ in together_loader([split], [(64, 48)], 4):
+        for _, _, found in find_boxes(
+            model, split, output_indices, batch, sizes, [0, 1], thresholds
+        ):
+            records += found
     assert len(records) == 12
     chosen = set()
     for record in records:
@@ -56,7 +73,8 @@ def test_a_record_has_the_boxes_of_the_outputs_that_stand_for_its_attribute(back
         chosen.add((k, output_indices[k].index(j)))
         stride = model.strides[model.map_of(j)]
         (heat,) = to_image(responses[j], stride, model.patches, (64, 48), (96, 72))
-        assert_close(record["heat"], heat, atol=1e-5, rtol=1e-4)
+        tile = F.interpolate(heat[None, None], tile_size((96, 72)), mode="bilinear")[0, 0]
+        assert_close(record["heat"], tile, atol=1e-5, rtol=1e-4)
         for threshold, box in zip(thresholds, record["boxes"], strict=True):
             assert box == pytest.approx(heatmap_to_box(heat, threshold))
         assert record["probability"] == pytest.approx(logits[0, j].sigmoid().item(), abs=1e-5)
@@ -102,11 +120,12 @@ def test_find_gives_a_photos_predicted_attributes_and_boxes_in_its_pixels(traine
 
 def test_tab10_is_of_both_populations_and_the_mean_over_attributes():
     """PCC at the first threshold."""
-    split = Split("t", ["a", "b"], ["all", "all"], ["x"], ["x"], [[1, 1]])
-    records = [{"attribute": 0, "probability": 0.9}]  # without a true box
-    for j, p, iou in ((0, 0.1, 0.2), (0, 0.6, 0.1), (0, 0.7, 0.3), (0, 0.9, 0.2), (1, 0.4, 0.6)):
-        records.append({"attribute": j, "probability": p, "IoU": [iou, 1 - iou]})
-    scores, lines = localize.tabulate(split, records, [0.2, 0.5])
+    records = [{"attribute": "a", "probability": 0.9}]  # without a true box
+    for p, iou in ((0.1, 0.2), (0.6, 0.1), (0.7, 0.3), (0.9, 0.2)):
+        records.append({"attribute": "a", "probability": p, "IoU": [iou, 1 - iou]})
+    records.append({"attribute": "b", "probability": 0.4, "IoU": [0.6, 0.4]})
+    scores = localize.tabulate(["a", "b"], records, [0.2, 0.5])
+    lines = localize.table_lines(scores, [0.2, 0.5])
     first, second = scores["attributes"]
     assert (first["boxes"], first["IoU"]) == (4, pytest.approx(0.2))
     correlation = np.corrcoef([0.2, 0.1, 0.3, 0.2], [0.1, 0.6, 0.7, 0.9])[0, 1]
@@ -151,7 +170,7 @@ def test_fig07_models_side_by_side(trained, tmp_path, monkeypatch):
     checkpoint = load(trained["R"])
     checkpoint["config"]["size"] = [32, 24]
     torch.save(checkpoint, tmp_path / "small.pt")
-    monkeypatch.setattr(localize, "find_boxes", lambda *_: 1 / 0)  # before any work
+    monkeypatch.setattr(localize, "walk", lambda *_: 1 / 0)  # before any work
     assert "small.pt" in refuse("localize.py", trained["S"], tmp_path / "small.pt", "--images", "2")
 
 
@@ -172,9 +191,64 @@ def test_photos_and_folders_of_them(trained, tmp_path, monkeypatch):
     assert all("Hat 0." in line and "boots 0." in line for line in lines[:3])
     assert {file: file.read_bytes() for file in before} == before
     assert len(list((tmp_path / "q").glob("panel-*.png"))) == 3
+    # Each is decoded once, by whatever opens it, for two models and with panels.
     files = [tmp_path / "q/1.png", tmp_path / "q/0.png"]
     decoded = []
-    monkeypatch.setattr(data, "read_image", lambda file: decoded.append(file) or read_image(file))
-    options = ["--panels", "0", "--workers", "0", trained["S"], *files]
-    assert len(succeed("localize.py", *options).splitlines()) == 2
-    assert [file for file in decoded if file in files] == files
+    prepare = ImageFile.ImageFile.load_prepare  # Pillow calls it where it decodes a file
+
+    def counted(image):
+        decoded.append(image.filename)
+        prepare(image)
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load_prepare", counted)
+    options = ["--workers", "0", "--out", "p", trained["S"], trained["R"], *files]
+    assert len(succeed("localize.py", *options).splitlines()) == 5
+    assert decoded == [str(file) for file in files]
+
+
+def test_a_photo_that_cannot_be_read_is_skipped_and_every_other_is_told_whole(trained, tmp_path):
+    """Also one whose name is not UTF-8, and one in which nothing is predicted; of a dataset's split
+    it ends the run."""
+    write_photos(tmp_path / "q")
+    (tmp_path / "q/0b.jpg").write_bytes(b"damaged")
+    (tmp_path / "q/film.mpg").write_bytes(b"no still image")
+    os.rename(tmp_path / "q/1.png", tmp_path / "q/caf\udce9.png")
+    checkpoint = load(trained["R"])
+    for group in ("head", "torso", "bottom", "all"):
+        checkpoint["ema"][f"heads.{group}.bias"].fill_(-9)
+    torch.save(checkpoint, "sure.pt")
+    names = [str(tmp_path / "q" / name) for name in ("0.png", "0b.jpg", "caf\udce9.png")]
+    for models in ([trained["S"]], ["sure.pt", trained["none"]]):
+        options = [*models, tmp_path / "q", "--json", "l.json", "--out", "p", "--workers", "1"]
+        done = command("localize.py", *options)
+        assert done.returncode == 1
+        assert "0b.jpg" in done.stderr
+        results = read_json("l.json")
+        for result in [results] if len(models) == 1 else results:
+            assert list(result["skipped"]) == names[1:2]
+            assert [photo["image"] for photo in result["photos"]] == [names[0], names[2]]
+            assert {record["image"] for record in result["records"]} <= {names[0], names[2]}
+            for photo in result["photos"]:
+                assert list(photo["probabilities"]) == ATTRIBUTES
+                predicted = {a for a, p in photo["probabilities"].items() if p > 0.5}
+                records = [r for r in result["records"] if r["image"] == photo["image"]]
+                assert {record["attribute"] for record in records} == predicted
+        assert len(list(Path("p").glob("panel-*.png"))) == 2
+    assert results[0]["records"] == []
+
+
+def test_an_interrupt_keeps_what_was_found_of_photos(trained, tmp_path, monkeypatch):
+    write_photos(tmp_path / "q")
+    keep, kept = localize.keep, []
+
+    def interrupted(run, image, *arguments):
+        kept.append(image)
+        if len(kept) == 2:
+            raise KeyboardInterrupt
+        return keep(run, image, *arguments)
+
+    monkeypatch.setattr(localize, "keep", interrupted)
+    done = command("localize.py", trained["S"], tmp_path / "q", "--json", "l.json")
+    assert done.returncode == 130
+    assert [photo["image"] for photo in read_json("l.json")["photos"]] == kept[:1]
+    assert str(kept[0]) in done.stdout
