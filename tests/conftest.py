@@ -226,6 +226,7 @@ ROWS = "a.png,1,0", "b.png,0,1"
 
 def write_csv(folder, header="path,Hat,boots", rows=ROWS, groups=None, images=None):
     """One's own data: the same rows in each split."""
+    folder.mkdir(exist_ok=True)
     for part in ("train", "val", "test"):
         (folder / f"{part}.csv").write_text("\n".join([header, *rows]) + "\n", encoding="utf-8-sig")
     random_images(images or folder, ["a.png", "b.png"])

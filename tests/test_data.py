@@ -145,9 +145,21 @@ def test_batches_are_loaded_as_their_images_and_device_ask_for(tmp_path, monkeyp
         assert not loader(split, (64, 48), 2).pin_memory
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda _: None)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    assert data.use_device("cuda") == "cuda:1"
+    assert chosen == [1]
+    assert not torch.backends.cudnn.benchmark  # data.py's images differ in size
     assert data.use_device("cpu") == "cpu" and torch.tensor(1e-39) * 2 == 0  # flushed to 0
     with pytest.raises(argparse.ArgumentTypeError, match="torchrun"):
         data.use_device("cuda:0")
+    for count in (0, 1):  # one too few
+        monkeypatch.setattr(torch.cuda, "device_count", lambda count=count: count)
+        with pytest.raises(argparse.ArgumentTypeError, match=f"{count} GPUs"):
+            data.use_device("cuda")
 
 
 def indices(batches, epoch):
@@ -228,6 +240,9 @@ def test_a_keypoint_file_is_read_by_names_and_named_where_it_cannot_be_used(tmp_
     np.savez(tmp_path / "k.npz", names=["a", "b", "c"], keypoints=20 * points)
     read = data.read_keypoints(tmp_path / "k.npz", ["c", "a"], images)
     assert (read == 20 * points[[2, 0], :, :2]).all()
+    low = points * (19, 10, 1) + (0, 28, 0)  # below what is as high as the images are wide
+    np.savez(tmp_path / "k.npz", names=["a", "b", "c"], keypoints=low)
+    assert (data.read_keypoints(tmp_path / "k.npz", ["a", "b"], images)[:, :, 1] > 20).all()
     for names, given, said in (
         ("acd", points, "b"),
         ("aba", points, "distinct"),

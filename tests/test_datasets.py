@@ -286,7 +286,7 @@ def test_real_pcs_masks():
         assert_boxes(split, i, mat["groundtruth"], classes)
 
 
-@pytest.mark.parametrize("place", ["", "data"])
+@pytest.mark.parametrize("place", ["", "data", "release_data/release_data"])
 def test_csv_layout(tmp_path, place):
     rows = "a.png, 1,0", "  ", "b.png,0,1.0"
     write_csv(tmp_path, "path, Hat ,boots", rows, images=tmp_path / place)

@@ -89,7 +89,8 @@ def test_a_loading_process_s_batches_are_not_kept_open():
 
 @pytest.mark.parametrize("ple", ["S", "K", "R", "none"])
 def test_evaluate_end_to_end(trained, ple):
-    options = words("--images 12 --json e.json") + (words("--amp bf16") if ple == "R" else [])
+    options = words("--images 12 --json e.json --predictions p.npz")
+    options += words("--amp bf16") if ple == "R" else []
     printed = succeed("evaluate.py", trained[ple], *options)
     result = read_json("e.json")
     assert result["images"] == 12
@@ -132,6 +133,14 @@ def test_no_result_is_written_over_an_input(trained, tmp_path):
     best = tmp_path / "best.pt"
     best.write_bytes(trained["K"].read_bytes())
     conftest.write_keypoints(tmp_path / "k.npz", ["x"])
+    told = load(trained["K"])
+    told["config"].update(keypoints="k.npz", domain=1)
+    torch.save(told, "told.pt")  # trained with this file, on the other domain
+    assert "k.npz" in refuse("evaluate.py", "told.pt", "--predictions", "./k.npz")
+    told["config"].update(keypoints=None)
+    torch.save(told, "told.pt")
+    assert "domain 1" in succeed("evaluate.py", "told.pt", "--images", "2")
+    (tmp_path / "told.pt").unlink()
     for name in ("evaluate.py", "localize.py"):
         assert "best.pt" in refuse(name, best, "--images", "2", "--json", "./best.pt")
     keypoints = words("--keypoints k.npz --predictions k.npz")
@@ -143,14 +152,14 @@ def test_no_result_is_written_over_an_input(trained, tmp_path):
     before = {file: file.read_bytes() for file in files}
     for name in ("evaluate.py", "localize.py"):
         options = [name, trained["R"], *words("--dataset csv --data ."), "--json"]
-        for file in ("groups.json", "./groups.json", "test.csv", "a.png"):
+        for file in ("groups.json", "./groups.json", "dataset_all.json", "test.csv", "a.png"):
             assert file in refuse(*options, file)
     assert "test.csv" in refuse("evaluate.py", trained["R"], "--predictions", "test.csv")
     both = words("--json both.json --predictions both.json")
     assert "both.json" in refuse("evaluate.py", best, *both)
     assert {file: file.read_bytes() for file in files} == before
-    data.write_json("r.json", {"name": "caf\udce9.jpg", "value": float("nan")})
-    assert read_json("r.json") == {"name": "caf\udce9.jpg", "value": None}
+    data.write_json("new/r.json", {"name": "caf\udce9.jpg", "value": float("nan")})
+    assert read_json("new/r.json") == {"name": "caf\udce9.jpg", "value": None}
 
 
 def test_the_raw_weights_are_not_measured(trained, tmp_path):
@@ -176,6 +185,8 @@ def test_bad_input_is_one_line_and_exit_status_2(trained, tmp_path):
         ("localize.py S photo.jpg --data PCS", "--data"),
         ("train.py --data nowhere", "nowhere"),
         ("train.py --dataset pa100k", "--data"),
+        ("train.py --dataset pcs --data x", "--dataset pcs"),
+        ("train.py --dataset pcs --data x --train-split trainval", "--dataset pcs"),
         ("train.py --data x --partition 2", "--partition: pa100k"),  # which it does not take
         ("train.py --exclude a", "--exclude: synthetic"),
         ("train.py --images 8 --weights nowhere.pt", "nowhere.pt"),

@@ -39,6 +39,9 @@ def test_panel_draws_both_boxes():
         assert (part == [255, 0, 0]).all(2).any()
         assert (part == [0, 220, 0]).all(2).any() == truth
     assert pixels.shape[1] == 3 * TILE + 8
+    for colour, expected in (([255, 0, 0], (30, 30, 89, 89)), ([0, 220, 0], (15, 15, 59, 119))):
+        rows, columns = np.nonzero((first == colour).all(2)[: 3 * 64])  # three pixels each
+        assert (columns.min(), rows.min(), columns.max(), rows.max()) == expected
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "swin_t"])
@@ -111,6 +114,11 @@ def test_find_gives_a_photos_predicted_attributes_and_boxes_in_its_pixels(traine
             (same,) = [one for one in found if one["attribute"] == record["attribute"]]
             assert same["probability"] == pytest.approx(record["probability"], abs=1e-5)
             assert list(same["box"]) == record["boxes"][0]
+        succeed("localize.py", trained[ple], photo, *options, "--cam", "grad-cam")
+        averaged = find(model, config, photo, points, cam="grad-cam", threshold=0.2)
+        by_name = {record["attribute"]: record for record in read_json("l.json")["records"]}
+        for one in averaged:
+            assert by_name[one["attribute"]]["boxes"][0] == list(one["box"])
     assert records[0]["image"] == str(photo)
     assert all(record["true_box"] is None and "IoU" not in record for record in records)
     with pytest.raises(ValueError, match="keypoints"):

@@ -118,6 +118,13 @@ def test_a_file_that_is_no_state_dict_of_the_network_is_named(tmp_path, content)
         sspnet.Backbone("resnet18", tmp_path / "bad.pt")
 
 
+def test_a_file_that_lacks_a_layer_is_refused(tmp_path):
+    """All of a resnet18's names are in a resnet34, which has more."""
+    torch.save(get_model("resnet18").state_dict(), tmp_path / "18.pt")
+    with pytest.raises(ValueError, match=r"18\.pt: layer1\.2.* is missing"):
+        sspnet.Backbone("resnet34", tmp_path / "18.pt")
+
+
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_resnets_map_pixels_look_at_image_pixel_stride_times_k(name):
     """With equal positive weights the gradient of map pixel k is symmetric about where it looks."""
@@ -373,8 +380,11 @@ def test_training_compares_each_scale_for_all_attributes(ple):
 def test_only_chosen_scales_are_computed_in_evaluation_and_when_frozen():
     model = random_model("R")
     model.afss.scales = [2, 1, 2, 2, 1]
+    laterals = []
+    model.fpn.laterals[0].register_forward_hook(lambda *_: laterals.append(0))
     maps = model.eval().features(torch.randn(1, 3, 64, 48))
     assert [m is None for m in maps] == [True, False, False]
+    assert laterals == []
     model.afss.selecting = False
     assert model.train()(torch.randn(2, 3, 64, 48)).shape == (1, 2, 5)
 

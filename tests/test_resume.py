@@ -128,6 +128,11 @@ def test_resume_where_there_is_nothing_starts_anew_and_a_moved_run_goes_on(tmp_p
     first = tiny(tmp_path / "run", *options)
     (tmp_path / "run").rename(tmp_path / "moved")
     assert_same(first, tiny(tmp_path / "moved", *options, "--workers", "1"))
+    conftest.write_csv(tmp_path / "here")
+    of_csv = ["train.py", *words("--dataset csv --ple none --out csv --resume"), *SMALL, "--data"]
+    conftest.succeed(*of_csv, tmp_path / "here")
+    (tmp_path / "here").rename(tmp_path / "there")
+    conftest.succeed(*of_csv, tmp_path / "there")
     tiny(tmp_path / "tuned", *options, "--weights", str(tmp_path / "moved/best.pt"))
     (tmp_path / "moved/best.pt").unlink()  # what it started from is not needed any more
     tiny(tmp_path / "tuned", *options, "--weights", str(tmp_path / "moved/best.pt"))

@@ -113,6 +113,10 @@ def test_compare_refuses_what_cannot_be_compared_in_one_line():
     Path("e.JSON").write_text("{")
     for name in "xy":
         write_predictions(f"{name}-1.npz", np.eye(4, 3), 0, 0.8)
+    write_predictions("m-0.npz", np.eye(4, 3), 0, 0.8)
+    write_predictions("m-1.npz", np.eye(3), 0, 0.8)  # the second seed's images differ
+    with pytest.raises(SystemExit, match=r"m-\*\.npz: has other images"):
+        compare.compare(["m-*.npz"])
     for pattern in ("e.JSON", "[xy]-1.npz"):
         with pytest.raises(SystemExit, match=r"^compare.py: .*$"):
             compare.open_model(pattern)

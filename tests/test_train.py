@@ -133,13 +133,28 @@ def test_log_and_best_checkpoint_follow_metrics_and_choices(tmp_path):
     for row in rows:  # the rate is that with which an epoch begins
         assert float(row["lr"]) == pytest.approx(optimizer.param_groups[0]["lr"])
         for _ in range(2):
+            last = optimizer.param_groups[0]["lr"]
             optimizer.step()
             scheduler.step()
+    assert last < 1e-8  # the cycle ends with the run
+    measured = [float(rows[0][f"{group}_P1"]) for group in ("head", "torso", "bottom", "all")]
+    assert max(measured) > 1  # percent
+    tiny(tmp_path / "step", *words("--ple none --epochs 4 --train-split trainval --schedule step"))
+    rates = [float(row["lr"]) for row in conftest.log_rows(tmp_path / "step")]
+    assert rates == pytest.approx([1e-3, 1e-3, 1e-4, 1e-5])
 
 
-def test_a_step_in_bf16_and_fp16_is_near_that_of_float32():
+def test_a_step_in_bf16_and_fp16_is_near_that_of_float32(monkeypatch):
+    """The loss is of float32 logits; gradients are unscaled before they are clipped."""
     plain, loss, taken = steps_of(None)
     assert taken == 2
+    given, forward = [], HierarchicalLoss.forward
+
+    def told(self, logits, labels):
+        given.append(logits.dtype)
+        return forward(self, logits, labels)
+
+    monkeypatch.setattr(HierarchicalLoss, "forward", told)
     assert plain["optimizer"].defaults["fused"] is None  # so that on CUDA a resumed run is fused
     for amp, scale in (("bf16", None), ("fp16", 1024.0)):
         state, found, taken = steps_of(amp, scale=scale)
@@ -148,6 +163,9 @@ def test_a_step_in_bf16_and_fp16_is_near_that_of_float32():
         first, second = (s["model"].heads["all"].weight for s in (plain, state))
         assert not torch.equal(first, second)  # it was low precision
         assert_close(first, second, atol=0.01, rtol=0.1)
+        moments = [s["optimizer"].state_dict()["state"][0]["exp_avg"] for s in (plain, state)]
+        assert moments[1].norm().item() == pytest.approx(moments[0].norm().item(), rel=0.2)
+    assert set(given) == {torch.float32}
 
 
 def test_where_fp16_skips_steps_the_schedule_waits_and_it_is_said(tmp_path, monkeypatch):
@@ -187,6 +205,9 @@ def test_fine_tuning_takes_all_but_heads_of_other_attributes(tmp_path, trained, 
     rows = "a.png,1,0,1,0", "b.png,0,1,0,1"
     conftest.write_csv(tmp_path, "path,Wig,boots,Hat,Shorts", rows, groups)
     checkpoint = load(trained[ple])
+    for name in checkpoint["ema"]:
+        if name.startswith("head") and name.endswith("bias"):
+            checkpoint["ema"][name] += 1 + torch.arange(len(checkpoint["ema"][name]))
     if ple == "S":
         checkpoint["ema"]["afss._extra_state"][-1] = 0  # frozen
     torch.save(checkpoint, "given.pt")
@@ -198,19 +219,20 @@ def test_fine_tuning_takes_all_but_heads_of_other_attributes(tmp_path, trained, 
     for name in given:
         if not name.startswith(("head", "afss")) and name.endswith(("weight", "bias")):
             assert_close(tuned[name], given[name], atol=1e-6, rtol=1e-5)
-    if ple == "none":
-        hat, boots = tuned["head.weight"][2], tuned["head.weight"][1]
-        hats, bootses = given["head.weight"][7], given["head.weight"][25]
-    else:
-        hat, boots = tuned["heads.head.weight"][1], tuned["heads.bottom.weight"][0]
-        hats, bootses = given["heads.head.weight"][0], given["heads.bottom.weight"][4]
+    heads = {"Hat": ("head", 2, 7), "boots": ("head", 1, 25)}  # its rows here and there
+    if ple != "none":
+        heads = {"Hat": ("heads.head", 1, 0), "boots": ("heads.bottom", 0, 4)}
         assert tuned["afss._extra_state"][-1] == 1
-    assert_close(hat, hats, atol=1e-6, rtol=1e-5)
-    assert_close(boots, bootses, atol=1e-6, rtol=1e-5)
+    for head, new, old in heads.values():
+        for part in ("weight", "bias"):
+            name = f"{head}.{part}"
+            assert_close(tuned[name][new], given[name][old], atol=1e-6, rtol=1e-5)
     options = words(f"--ple {ple} --epochs 1 --lr 1e-9 --weights given.pt --out same")
     assert "26 of 26" in succeed("train.py", *TINY, *options)
     if ple == "S":
         assert load("same/last.pt")["model"]["afss._extra_state"][-1] == 1
+        other = words("--ple S --M 2 --epochs 1 --weights given.pt --out other")
+        assert "taken" in succeed("train.py", *TINY, *other)  # but what predicts the offsets
 
 
 @pytest.mark.parametrize("change", ["--ple R", "--channels 16", "--backbone resnet18", "finite"])
@@ -280,7 +302,9 @@ def test_an_unreadable_image_in_training_is_named(tmp_path, workers):
     write_pa100k(tmp_path, counts=(8, 4, 4))
     (tmp_path / "data" / "000003.jpg").write_bytes(b"")
     options = ["--data", tmp_path, *SMALL, "--ple", "none", "--workers", workers]
-    assert "000003.jpg" in refuse("train.py", *options, "--out", "run")
+    line = refuse("train.py", *options, "--out", "run")
+    assert "000003.jpg" in line
+    assert "Traceback" not in line
 
 
 @pytest.mark.parametrize("what", ["loss", "weights"])
