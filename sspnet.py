@@ -48,14 +48,14 @@ KEYPOINT_GROUPS = {
 class Backbone(nn.Module):
     """A torchvision network that returns C2..C5, the maps at strides 4 to 32.
     weights: None (random), "imagenet" (torchvision downloads them) or the path of a state dict.
-    first: 2 returns C2 to C5, for the pyramid; 5 returns only C5, for the baseline. Your own
-    backbone needs `out_channels` and may set `patches`, see `upsample`."""
+    pyramid: False returns only C5, for the baseline. Your own backbone needs `out_channels` and may
+    set `patches`, see `upsample`."""
 
     resnets = ("resnet18", "resnet34", "resnet50", "resnet101")
     swins = ("swin_t", "swin_s", "swin_b")
     names = (*resnets, *swins, "mobilenet_v2")
 
-    def __init__(self, name="resnet50", weights=None, first=2):
+    def __init__(self, name="resnet50", weights=None, pyramid=True):
         super().__init__()
         net = get_model(name, weights="IMAGENET1K_V1" if weights == "imagenet" else None)
         if weights not in (None, "imagenet"):
@@ -74,7 +74,7 @@ class Backbone(nn.Module):
             channels = [width // 8, width // 4, width // 2, width]
             stem = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool)
             stages = [nn.Sequential(stem, net.layer1), net.layer2, net.layer3, net.layer4]
-        self.out_channels = channels[first - 2 :]
+        self.out_channels = channels if pyramid else channels[-1:]
         self.stages = nn.ModuleList(stages)
         if self.patches:
             # Swin normalizes only its last map; the others get a new, untrained LayerNorm.
@@ -531,7 +531,9 @@ class Baseline(nn.Module):
 
     def __init__(self, attribute_groups, backbone="resnet50", weights=None):
         super().__init__()
-        self.backbone = Backbone(backbone, weights, 5) if isinstance(backbone, str) else backbone
+        self.backbone = (
+            Backbone(backbone, weights, False) if isinstance(backbone, str) else backbone
+        )
         self.patches = getattr(self.backbone, "patches", False)
         self.head = nn.Linear(self.backbone.out_channels[-1], len(attribute_groups))
 

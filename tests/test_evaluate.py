@@ -132,11 +132,12 @@ def test_results_are_written_before_they_are_printed(trained, monkeypatch, name)
 def test_no_result_is_written_over_an_input(trained, tmp_path):
     best = tmp_path / "best.pt"
     best.write_bytes(trained["K"].read_bytes())
-    conftest.write_keypoints(tmp_path / "k.npz", ["x"])
+    names = synthetic("test", images=2, domain=1).names
+    conftest.write_keypoints(tmp_path / "k.npz", names)
     told = load(trained["K"])
     told["config"].update(keypoints="k.npz", domain=1)
     torch.save(told, "told.pt")  # trained with this file, on the other domain
-    assert "k.npz" in refuse("evaluate.py", "told.pt", "--predictions", "./k.npz")
+    assert "k.npz" in refuse("evaluate.py", "told.pt", *words("--images 2 --predictions ./k.npz"))
     told["config"].update(keypoints=None)
     torch.save(told, "told.pt")
     assert "domain 1" in succeed("evaluate.py", "told.pt", "--images", "2")

@@ -230,6 +230,7 @@ def test_a_photo_that_cannot_be_read_is_skipped_and_every_other_is_told_whole(tr
         options = [*models, tmp_path / "q", "--json", "l.json", "--out", "p", "--workers", "1"]
         done = command("localize.py", *options)
         assert done.returncode == 1
+        assert "drawings" in done.stderr  # what the tests' models were trained on
         assert "0b.jpg" in done.stderr
         results = read_json("l.json")
         for result in [results] if len(models) == 1 else results:

@@ -6,12 +6,13 @@ from pathlib import Path
 import benchmark
 import compare
 import numpy as np
+import pretrained
 import pytest
 import torch
-from conftest import words
+from conftest import load, words
 
 import data
-from evaluate import group_means, metrics
+from evaluate import group_means, load_model, metrics
 
 
 def write_predictions(file, labels, seed, skill):
@@ -125,6 +126,18 @@ def test_compare_refuses_what_cannot_be_compared_in_one_line():
             other += Path(base).suffix
             with pytest.raises(SystemExit, match=rf"^compare.py: {other}: .*$"):
                 compare.compare([base, other])
+
+
+def test_a_published_file_answers_as_its_checkpoint_and_names_no_folder(trained, tmp_path):
+    given = load(trained["K"])
+    given["config"].update(data="/a/folder", keypoints="/a/folder/k.npz", weights="/a/file.pt")
+    torch.save({**given, "command": "train.py --data /a/folder"}, "given.pt")
+    pretrained.publish("given.pt", tmp_path / "published.pt")
+    assert "/a/" not in str(load("published.pt"))
+    assert b"/a/folder" not in Path("published.pt").read_bytes()
+    images, keypoints = torch.randn(4, 3, 64, 48), torch.rand(4, 16, 2) * 48
+    answers = [load_model(file)[0](images, keypoints) for file in ("given.pt", "published.pt")]
+    torch.testing.assert_close(*answers, atol=0.02, rtol=0.02)
 
 
 def test_tab03_profile_counts_multiply_adds():
