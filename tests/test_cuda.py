@@ -53,7 +53,7 @@ def test_logits_and_response_maps(ple):
         again, found = response_maps(model, images.to(DEVICE), range(5), keypoints.to(DEVICE))
     for values in (logits, again):
         assert_close(values.cpu(), expected, atol=1e-4, rtol=1e-3)
-    for one, other in zip(maps, found, strict=True):
+    for one, other in zip(maps.values(), found.values(), strict=True):
         assert_close(other.cpu(), one, atol=1e-3 * one.max().item(), rtol=1e-2)
 
 

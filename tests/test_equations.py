@@ -81,7 +81,8 @@ def test_eq02_eq13_grad_cam_p(ple):
         model.afss.scales = [1, 0, 2, 1, 0]
     images = torch.randn(2, 3, 64, 48)
     _, responses = response_maps(model, images, [4, 0, 2])
-    for j, response in zip([4, 0, 2], responses, strict=True):
+    assert list(responses) == [4, 0, 2]
+    for j, response in responses.items():
         for b in range(2):
             maps = model.features(images[b : b + 1])
             A = maps[model.map_of(j)]

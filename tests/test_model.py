@@ -463,6 +463,10 @@ def test_response_maps_give_the_models_logits_from_one_forward_of_the_backbone(p
     assert len(responses) == 5
     assert_close(logits, expected)
     assert all(p.grad is None for p in model.parameters())
+    seen = []  # chosen by the logits: no other gradient is taken
+    _, chosen = response_maps(model, images, lambda given: seen.append(given) or [3], keypoints)
+    assert_close(seen, [logits])
+    assert_close(chosen, {3: responses[3]})
     with torch.inference_mode():
         again = response_maps(model, images.clone(), range(5), keypoints.clone())
     assert_close(again, (logits, responses))
