@@ -25,7 +25,11 @@ README = (TESTS.parent / "README.md").read_text(encoding="utf-8")
 PAPER = (TESTS / "paper.md").read_text(encoding="utf-8")
 COPYING = README.split("\n## What to copy\n")[1].split("\n## ")[0].split("A part works")[1]
 COPIES = re.findall(r"`(\w+)` \((`[^)]+`)\)", COPYING)
-WORN = {"090004.jpg": {"Trousers"}, "090014.jpg": {"Skirt&Dress"}, "090032.jpg": {"Backpack"}}
+WORN = {  # as they are labelled
+    "090004.jpg": {"Backpack", "Trousers", "LongSleeve"},
+    "090014.jpg": {"Female", "Skirt&Dress", "LongSleeve"},
+    "090298.jpg": {"Back", "Trousers", "LongSleeve"},
+}
 ALONE = re.search(r"; (.+?) need nothing", COPYING).group(1)
 COPIES += [(name, "") for name in re.findall(r"`(\w+)`", ALONE)]
 USES = {
