@@ -257,7 +257,8 @@ def test_an_interrupt_keeps_what_was_found_of_photos(trained, tmp_path, monkeypa
         return keep(run, image, *arguments)
 
     monkeypatch.setattr(localize, "keep", interrupted)
-    done = command("localize.py", trained["S"], tmp_path / "q", "--json", "l.json")
+    options = ["--json", "l.json", "--panels", "0"]
+    done = command("localize.py", trained["S"], tmp_path / "q", *options)
     assert done.returncode == 130
     assert [photo["image"] for photo in read_json("l.json")["photos"]] == kept[:1]
     assert str(kept[0]) in done.stdout
