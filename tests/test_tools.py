@@ -5,6 +5,7 @@ from pathlib import Path
 
 import benchmark
 import compare
+import figures
 import numpy as np
 import pretrained
 import pytest
@@ -138,6 +139,43 @@ def test_a_published_file_answers_as_its_checkpoint_and_names_no_folder(trained,
     images, keypoints = torch.randn(4, 3, 64, 48), torch.rand(4, 16, 2) * 48
     answers = [load_model(file)[0](images, keypoints) for file in ("given.pt", "published.pt")]
     torch.testing.assert_close(*answers, atol=0.02, rtol=0.02)
+
+
+def test_the_pages_numbers_are_those_of_results_json():
+    """Every table is made anew; results.md has no decimals elsewhere."""
+    pages = {page: page.read_text(encoding="utf-8") for page in figures.PAGES}
+    for page, text in pages.items():
+        assert figures.with_tables(text) == text, page
+    marks = re.findall(r"<!-- (\w+) -->\n\|", "".join(pages.values()))
+    assert sorted(marks) == sorted(made.__name__ for made in figures.TABLES)
+    made_or_code = r"<!-- \w+ -->\n.*?<!-- end -->|`.*?`"
+    prose = re.sub(made_or_code, "", pages[figures.PAGES[0]], flags=re.DOTALL)
+    assert not re.findall(r"\d\.\d", prose)
+
+
+def test_a_verdict_needs_three_runs_and_an_interval_without_zero():
+    record = {"n": 3, "metric": "mA", "mean": 1, "interval": [0.1, 2]}
+    assert figures.verdict(record) == "ahead (3)"
+    assert figures.verdict({**record, "interval": [-2, -0.1]}) == "behind (3)"
+    assert figures.verdict({**record, "interval": [-0.1, 2]}) == "undecided (3)"
+    assert figures.verdict({"n": 2, "metric": "mA", "mean": 1}) == "undecided (2)"
+    assert figures.verdict({"n": 3, "metric": "mA", "mean": 1}) == "not kept (3)"
+    assert figures.verdict(None) == "not run"
+
+
+def test_the_figures_are_those_of_results_json(tmp_path):
+    """Their texts, and where their marks lie, to a tenth of a pixel."""
+    pytest.importorskip("matplotlib")
+    figures.draw(tmp_path)
+    for name in figures.FIGURES:
+        found = []
+        for folder in (tmp_path, figures.TESTS.parent / ".pictures"):
+            drawing = (folder / f"{name}.svg").read_text(encoding="utf-8")
+            places = re.findall(r'<use [^>]*x="([\d.]+)" y="([\d.]+)"', drawing)
+            rounded = [(round(float(x), 1), round(float(y), 1)) for x, y in places]
+            found.append((re.findall(r"<text[^>]*>([^<]*)<", drawing), rounded))
+        assert found[0] == found[1], name
+        assert len(found[0][1]) > 20
 
 
 def test_tab03_profile_counts_multiply_adds():

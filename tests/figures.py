@@ -1,0 +1,455 @@
+"""The figures and tables of results.md, details.md and the README, from results.json.
+
+    pip install matplotlib
+    python tests/figures.py        # draws .pictures/*.svg, rewrites the tables between their marks
+
+A table stands between `<!-- its name -->` and `<!-- end -->`. A verdict is "ahead" or "behind"
+where the 95% interval of three runs or more excludes 0, else "undecided".
+"""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+
+TESTS = Path(__file__).parent
+DATA = json.loads((TESTS / "results.json").read_text(encoding="utf-8"))
+PAGES = (TESTS / "results.md", TESTS / "details.md", TESTS.parent / "README.md")
+MODELS = ("K", "S", "R")
+GROUPS = ("head", "torso", "bottom", "all")
+STRIDES = {"baseline": "stride 32", "baseline at stride 16": "stride 16"}
+# Okabe and Ito's colours, which colour-blind readers tell apart; on white, so that a dark page is
+# no matter.
+COLOURS = {"K": "#0072b2", "S": "#d55e00", "R": "#009e73", "baseline": "#000000"}
+LETTERS = {}  # of the settings that figure 1 shows, in their order
+for setting in DATA["settings"]:
+    if setting["name"] not in ("few", "middle", "channels", "synthetic"):
+        LETTERS[setting["name"]] = "ABCDEF"[len(LETTERS)]
+
+
+def find(kind, **wanted):
+    """The records of a kind with these values; None: without this key."""
+    return [r for r in DATA[kind] if all(r.get(key) == value for key, value in wanted.items())]
+
+
+def difference(setting, model, metric, minus="baseline", ablation=None):
+    """That record, or None."""
+    found = find(
+        "differences",
+        setting=setting,
+        model=model,
+        metric=metric,
+        minus=minus,
+        ablation=ablation,
+        note=None,
+    )
+    return found[0] if found else None
+
+
+def number(value, metric, sign="+"):
+    """A figure as it is printed: three decimals for IoU and PCC, two for percent."""
+    digits = 3 if metric.startswith(("IoU", "PCC")) else 2
+    return f"{value:{sign}.{digits}f}"
+
+
+def mean_cell(record):
+    return number(record["mean"], record["metric"]) if record else ""
+
+
+def interval_cell(record):
+    if not record or "interval" not in record:
+        return ""
+    low, high = (number(end, record["metric"]) for end in record["interval"])
+    return f"{low} to {high}"
+
+
+def verdict(record):
+    if record is None:
+        return "not run"
+    if record["n"] >= 3 and "interval" not in record:
+        return f"not kept ({record['n']})"
+    low, high = record.get("interval", (-1, 1))
+    word = "ahead" if low > 0 else "behind" if high < 0 else "undecided"
+    return f"{word} ({record['n']})"
+
+
+def table(heads, rows):
+    """Lines of Markdown."""
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def baseline_mean(setting, key):
+    """Of a setting's trainings of the baseline."""
+    return np.mean([r[key] for r in find("trainings", setting=setting, model="baseline")])
+
+
+def differences():
+    """Table 1: figure 1's numbers, one a cell."""
+    heads = ["", "model", "runs", "baseline's mA", "mA", "95%", "F1", "95%"]
+    heads += ["IoU, stride 32", "95%", "IoU, stride 16", "95%"]
+    rows = []
+    for setting, letter in LETTERS.items():
+        for model in MODELS:
+            of = [difference(setting, model, metric) for metric in ("mA", "F1", "IoU")]
+            of.append(difference(setting, model, "IoU", "baseline at stride 16"))
+            if of[0] is not None:
+                row = [letter, model, str(of[0]["n"]), f"{baseline_mean(setting, 'mA'):.2f}"]
+                for record in of:
+                    row += [mean_cell(record), interval_cell(record)]
+                rows.append(row)
+    return table(heads, rows)
+
+
+CLAIMS = (  # of the paper; metric, what is subtracted
+    ("mA above the baseline's", "mA", "baseline"),
+    ("F1 above the baseline's", "F1", "baseline"),
+    ('mA of group "all" similar or higher', "all", "baseline"),
+    ("boxes better than the last map's", "IoU", "baseline"),
+    ("boxes better than at stride 16", "IoU", "baseline at stride 16"),
+    ("PCC higher, all true boxes", "PCC", "baseline"),
+    ("PCC higher, predicted boxes", "PCC, predicted", "baseline"),
+)
+
+
+def verdicts():
+    """Table 2: for the settings with three runs; the number of runs in brackets."""
+    heads = ["claim"]
+    for setting in ("one", "four"):
+        channels = find("settings", name=setting)[0]["channels"]
+        heads += [f"{model}, {LETTERS[setting]} ({channels})" for model in MODELS]
+    rows = []
+    for claim, metric, minus in CLAIMS:
+        row = [claim]
+        for setting in ("one", "four"):
+            row += [verdict(difference(setting, model, metric, minus)) for model in MODELS]
+        rows.append(row)
+    for claim, metric in (("S above K in mA", "mA"), ("S's boxes better than K's", "IoU")):
+        cells = [verdict(difference(setting, "S", metric, "K")) for setting in ("one", "four")]
+        rows.append([claim, "", cells[0], "", "", cells[1], ""])
+    return table(heads, rows)
+
+
+def ablations():
+    """The full model's loss by what is taken away, as in figure 4."""
+    heads = ["", "model", "without", "runs", "mA", "95%", "F1", "IoU"]
+    rows = []
+    for record in find("differences", minus="itself", metric="mA"):
+        key = record["setting"], record["model"]
+        others = [difference(*key, m, "itself", record["ablation"]) for m in ("F1", "IoU")]
+        row = [LETTERS[record["setting"]], record["model"], record["ablation"], str(record["n"])]
+        row += [mean_cell(record), interval_cell(record), *map(mean_cell, others)]
+        rows.append(row)
+    return table(heads, rows)
+
+
+def scales():
+    """What AFSS froze for head, torso, bottom and all, where it could choose."""
+    rows = []
+    for setting, letter in LETTERS.items():
+        for model in MODELS:
+            frozen = []
+            for record in find("trainings", setting=setting, model=model, fixed=None):
+                frozen += record.get("frozen", [])
+            if frozen:
+                finer = sum(f.split()[0] < f.split()[3] for f in frozen)
+                coarser = sum(f.split()[0] > f.split()[3] for f in frozen)
+                rows.append([letter, model, ", ".join(frozen), str(finer), str(coarser)])
+    heads = ["", "model", "head, torso, bottom, all, by run"]
+    return table([*heads, "head finer than all", "coarser"], rows)
+
+
+def settings():
+    """How each was run; P, N and C stand for the model, the seed and the channels."""
+    rows = []
+    for setting in DATA["settings"]:
+        if setting["name"] not in LETTERS:
+            continue
+        row = [
+            f"{LETTERS[setting['name']]} {setting['label']}",
+            setting["backbone"],
+            setting["images"],
+            setting["machine"],
+        ]
+        rows.append([*row, setting["commit"], setting["minutes"], f"`{setting['command']}`"])
+    heads = ["setting", "backbone", "measured on", "machine", "commit", "minutes a training"]
+    return table([*heads, "command"], rows)
+
+
+def means():
+    """Test figures, means over a setting's runs; of the baseline at both strides."""
+    keys = ["mA", "Accu", "Prec", "Rec", "F1", *GROUPS, "IoU", "IoU at stride 16"]
+    keys += ["PCC", "PCC, predicted"]
+    found = {}
+    for record in DATA["trainings"]:
+        if record["setting"] not in ("synthetic", "few", "middle") and "ablation" not in record:
+            letter = LETTERS.get(record["setting"], record["setting"])
+            channels = f" ({record['channels']})" if record.get("channels") else ""
+            found.setdefault((letter, record["model"] + channels), []).append(record)
+    rows = []
+    for (letter, model), records in found.items():
+        seeds = {seed for record in records for seed in record["seeds"]}
+        row = [letter, model, str(len(seeds))]
+        for key in keys:
+            values = [record.get(key, record.get("groups", {}).get(key)) for record in records]
+            values = [value["0.2"] if isinstance(value, dict) else value for value in values]
+            row.append("" if None in values else number(np.mean(values), key, ""))
+        rows.append(row)
+    return table(["", "model", "runs", *keys], rows)
+
+
+def groups():
+    """Differences by group."""
+    rows = []
+    for setting, letter in LETTERS.items():
+        for model in MODELS:
+            of = [difference(setting, model, group) for group in GROUPS]
+            if of[0] is not None:
+                row = [letter, model, str(of[0]["n"])]
+                for record in of:
+                    row += [mean_cell(record), interval_cell(record)]
+                rows.append(row)
+    heads = [head for group in GROUPS for head in (group, "95%")]
+    return table(["", "model", "runs", *heads], rows)
+
+
+def attributes():
+    """IoU at 0.2 of setting A by attribute."""
+    columns = {}
+    for name in ("baseline", *MODELS):
+        for record in find("trainings", setting="all", model=name):
+            columns[name] = record["IoU by attribute"]
+            if name == "baseline":
+                columns["baseline at stride 16"] = record["IoU at stride 16 by attribute"]
+    rows = []
+    for attribute in next(iter(columns.values())):
+        rows.append([attribute, *(number(c[attribute], "IoU", "") for c in columns.values())])
+    return table(["", *columns], rows)
+
+
+def fewer():
+    """Differences with fewer images."""
+    rows = []
+    for setting in ("few", "middle"):
+        label = find("settings", name=setting)[0]["label"]
+        for model in MODELS:
+            of = [difference(setting, model, metric) for metric in ("mA", "F1")]
+            if of[0] is not None:
+                mA = f"{baseline_mean(setting, 'mA'):.2f}"
+                rows.append([label, model, str(of[0]["n"]), mA, *map(mean_cell, of)])
+    return table(["", "model", "runs", "baseline's mA", "mA", "F1"], rows)
+
+
+def synthetic():
+    """Drawn pedestrians after six passes, means of three seeds, and after thirty, one."""
+    heads = ["", "mA", *GROUPS, "mA on domain 1", "IoU", "PCC", "mA after thirty", "IoU"]
+    rows = []
+    for name in ("baseline", *MODELS):
+        record = find("trainings", setting="synthetic", model=name, note=None)[0]
+        row = [name, number(record["mA"], "mA", "")]
+        row += [number(record["groups"][g], g, "") for g in GROUPS]
+        row += [number(record["mA on domain 1"], "mA", ""), number(record["IoU"]["0.2"], "IoU", "")]
+        row.append(number(record["PCC"], "PCC", ""))
+        if name == "baseline":
+            later = find("trainings", setting="synthetic", note="thirty passes")[0]
+            row += [number(later["mA"], "mA", ""), number(later["IoU"]["0.2"], "IoU", "")]
+        else:
+            for metric in ("mA", "IoU"):
+                wanted = {"setting": "synthetic", "model": name, "metric": metric}
+                row.append(mean_cell(find("differences", note="thirty passes", **wanted)[0]))
+        rows.append(row)
+    return table(heads, rows)
+
+
+def card():
+    """The README's: the published models and those trained beside them."""
+    keys = ("mA", "Accu", "Prec", "Rec", "F1")
+    rows = []
+    for model in ("S", "K", "R", "baseline"):
+        for record in find("trainings", setting="all", model=model):
+            box = f", `.weights/pa100k-{model}.pt`" if model in "SK" else ""
+            name = f"SSPNet-{model}{box}" if model in MODELS else "baseline, of the same training"
+            row = [name, *(number(record[key], key, "") for key in keys)]
+            rows.append([*row, number(record["IoU"]["0.2"], "IoU", "")])
+    paper = ["83.15", "80.61", "87.86", "89.01", "88.43", "0.28"]  # its Tab. 3 and 10
+    rows.append(["the paper's SSPNet-S, ResNet50", *paper])
+    return table(["PA-100K's 10,000 test images", *keys, "IoU"], rows)
+
+
+TABLES = (differences, verdicts, ablations, scales, settings, means)
+TABLES += (groups, attributes, fewer, synthetic, card)
+
+
+def with_tables(page):
+    """A page's text with its tables made anew."""
+    for made in TABLES:
+        mark = f"<!-- {made.__name__} -->\n"
+        pattern = re.escape(mark) + r".*?<!-- end -->"
+        page = re.sub(
+            pattern, lambda _, m=mark, t=made: f"{m}{t()}\n<!-- end -->", page, flags=re.S
+        )
+    return page
+
+
+def forest(rows, columns, left):
+    """Differences side by side: rows of (label, model, a record for each column), or of a heading
+    alone; columns of (title, the paper's gain by model). All lengths in pixels."""
+    import matplotlib.pyplot as plt
+
+    width, line, top, bottom, gap, right = 680, 21, 34, 26, 16, 26
+    height = top + bottom + line * len(rows)
+    figure = plt.figure(figsize=(width / 72, height / 72))
+    each = (width - left - right) / len(columns) - gap
+    text = {"va": "center", "fontsize": 13}
+    for y, (label, *of) in enumerate(rows):
+        place = 1 - (top + line * (y + 0.5)) / height
+        if of:
+            figure.text(0, place, label, color=COLOURS[of[0]], **text)
+            runs = next(record["n"] for record in of[1] if record)
+            figure.text(1 - 20 / width, place, str(runs), **text)
+        else:
+            figure.text(0, place, label, weight="bold", backgroundcolor="white", **text)
+    figure.text(1 - 20 / width, 1 - 20 / height, "n", **text)
+    for k, (title, gains) in enumerate(columns):
+        x, box = left + k * (each + gap), [bottom, each, line * len(rows)]
+        axes = figure.add_axes([x / width, box[0] / height, box[1] / width, box[2] / height])
+        axes.set(ylim=(len(rows) - 0.5, -0.5), yticks=[], facecolor="none")
+        axes.set_title(title, fontsize=13, pad=8)
+        axes.axvline(0, color="black", linewidth=1)
+        axes.tick_params(labelsize=12)
+        axes.spines[["top", "left", "right"]].set_visible(False)
+        axes.locator_params(axis="x", nbins=3)
+        for y, (_, *of) in enumerate(rows):
+            record = of[1][k] if of else None
+            if record is None:
+                continue
+            colour, runs = COLOURS[of[0]], record.get("runs", [])
+            ends = record.get("interval", [])
+            axes.plot(ends, [y] * len(ends), color=colour, linewidth=3)
+            axes.plot(runs, [y] * len(runs), "o", color=colour, markersize=6, alpha=0.7)
+            axes.plot(record["mean"], y, "|", color=colour, markersize=14, markeredgewidth=2)
+            if of[0] in gains:
+                axes.plot(gains[of[0]], y, "D", color="black", markersize=7, fillstyle="none")
+    return figure
+
+
+def figure_1():
+    """Differences to the baseline by setting and model."""
+    rows = []
+    for setting, letter in LETTERS.items():
+        rows.append([f"{letter}  {find('settings', name=setting)[0]['label']}"])
+        for model in MODELS:
+            of = [difference(setting, model, metric) for metric in ("mA", "F1")]
+            of.append(difference(setting, model, "IoU", "baseline at stride 16"))
+            if of[0] is not None:
+                rows.append([model, model, of])
+    gains = DATA["paper_gain"]
+    titles = {"mA": "mA in %", "F1": "F1 in %", "IoU": "IoU, to stride 16"}
+    return forest(rows, [(title, gains[metric]) for metric, title in titles.items()], left=30)
+
+
+def curves(setting):
+    """{name: {threshold: IoU}}, means over a setting's trainings."""
+    found = {}
+    for name in ("baseline", *MODELS):
+        for key in ("IoU", "IoU at stride 16"):
+            kept = [
+                r[key]
+                for r in find("trainings", setting=setting, model=name, ablation=None)
+                if key in r
+            ]
+            if kept:
+                label = (
+                    f"{name}, stride {16 if '16' in key else 32}" if name == "baseline" else name
+                )
+                found[label] = {t: np.mean([r[t] for r in kept]) for t in kept[0]}
+    return found
+
+
+def figure_2(setting="one"):
+    """IoU against the threshold on the heat map."""
+    import matplotlib.pyplot as plt
+
+    figure = plt.figure(figsize=(680 / 72, 300 / 72))
+    axes = figure.add_axes([0.08, 0.16, 0.70, 0.80])
+    ends = []
+    for label, values in curves(setting).items():
+        x, y = [float(t) for t in values], list(values.values())
+        style = {"color": COLOURS[label.split(",")[0]], "linewidth": 2, "marker": "o"}
+        style["linestyle"] = "--" if "16" in label else "-"
+        axes.plot(x, y, **style)
+        ends.append((y[-1], label, style["color"]))
+    place = -1
+    for y, label, colour in sorted(ends):
+        place = max(y, place + 0.06 * axes.get_ylim()[1])  # so that no two texts touch
+        axes.text(0.715, place, label, fontsize=13, va="center", color=colour)
+    axes.set_ylim(0)
+    axes.set_xlabel("threshold on the heat map", fontsize=13)
+    axes.set_ylabel("mean IoU", fontsize=13)
+    axes.tick_params(labelsize=12)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def figure_3():
+    """What AFSS compares: training mA at P1, P2 and P3 by epoch, minus the mean of the three."""
+    import matplotlib.pyplot as plt
+
+    (record,) = [r for r in DATA["trainings"] if "training_mA" in r]
+    figure = plt.figure(figsize=(680 / 72, 250 / 72))
+    styles = zip(
+        ("#0072b2", "#d55e00", "#009e73"), ("o", "s", "^"), ("P1", "P2", "P3"), strict=True
+    )
+    styles = list(styles)
+    for k, group in enumerate(GROUPS):
+        axes = figure.add_axes([0.09 + 0.232 * k, 0.2, 0.205, 0.66])
+        values = np.array(record["training_mA"][group])
+        values -= values.mean(1, keepdims=True)
+        for scale, (colour, marker, name) in enumerate(styles):
+            style = {"color": colour, "marker": marker, "markersize": 5, "label": name}
+            axes.plot(range(1, len(values) + 1), values[:, scale], **style)
+        axes.set(ylim=(-0.9, 0.7), xticks=[1, 4, 8])
+        axes.set_title(group, fontsize=13)
+        axes.tick_params(labelsize=12, labelleft=k == 0)
+        axes.axhline(0, color="#000000", linewidth=0.8)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_xlabel("pass", fontsize=13)
+        if k == 0:
+            axes.set_ylabel("mA minus the mean", fontsize=13)
+    axes.legend(
+        fontsize=12, frameon=False, loc="lower right", ncols=3, columnspacing=0.8, handlelength=1
+    )
+    return figure
+
+
+def figure_4():
+    """What the full model loses by a part."""
+    rows = []
+    for record in find("differences", minus="itself", metric="mA"):
+        key = record["setting"], record["model"]
+        others = [difference(*key, m, "itself", record["ablation"]) for m in ("F1", "IoU")]
+        label = f"{LETTERS[record['setting']]} {record['model']}, {record['ablation']}"
+        rows.append([label.replace("offset points", "offsets"), record["model"], [record, *others]])
+    return forest(rows, [("mA in %", {}), ("F1 in %", {}), ("IoU", {})], left=130)
+
+
+FIGURES = {"forest": figure_1, "iou": figure_2, "scales": figure_3, "ablations": figure_4}
+
+
+def draw(folder):
+    """Each figure as an SVG whose text is text."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    settings = {"svg.fonttype": "none", "svg.hashsalt": "sspnet", "font.family": "sans-serif"}
+    with matplotlib.rc_context(settings):
+        for name, drawn in FIGURES.items():
+            drawn().savefig(Path(folder) / f"{name}.svg", metadata={"Date": None})
+        matplotlib.pyplot.close("all")
+
+
+if __name__ == "__main__":
+    draw(TESTS.parent / ".pictures")
+    for page in PAGES:
+        page.write_text(with_tables(page.read_text(encoding="utf-8")), encoding="utf-8")
