@@ -8,7 +8,6 @@ where the 95% interval of three runs or more excludes 0, else "undecided".
 """
 
 import json
-import re
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ DATA = json.loads((TESTS / "results.json").read_text(encoding="utf-8"))
 PAGES = (TESTS / "results.md", TESTS / "details.md", TESTS.parent / "README.md")
 MODELS = ("K", "S", "R")
 GROUPS = ("head", "torso", "bottom", "all")
-STRIDES = {"baseline": "stride 32", "baseline at stride 16": "stride 16"}
+WIDTH = 680  # of a figure in pixels, as GitHub shows it
 # Okabe and Ito's colours, which colour-blind readers tell apart; on white, so that a dark page is
 # no matter.
 COLOURS = {"K": "#0072b2", "S": "#d55e00", "R": "#009e73", "baseline": "#000000"}
@@ -35,16 +34,32 @@ def find(kind, **wanted):
 
 def difference(setting, model, metric, minus="baseline", ablation=None):
     """That record, or None."""
-    found = find(
-        "differences",
-        setting=setting,
-        model=model,
-        metric=metric,
-        minus=minus,
-        ablation=ablation,
-        note=None,
-    )
+    names = {"setting": setting, "model": model, "metric": metric, "minus": minus}
+    found = find("differences", **names, ablation=ablation, note=None)
     return found[0] if found else None
+
+
+def compared(settings, metrics):
+    """(setting, model, a record for each metric) where the first is there. "IoU at stride 16" is
+    IoU minus the baseline's at that stride."""
+    for setting in settings:
+        for model in MODELS:
+            records = []
+            for metric in metrics:
+                name, _, stride = metric.partition(" at ")
+                minus = "baseline at stride 16" if stride else "baseline"
+                records.append(difference(setting, model, name, minus))
+            if records[0]:
+                yield setting, model, records
+
+
+def ablated():
+    """(name, model, the records of mA, F1 and IoU) of each model without a part."""
+    for record in find("differences", minus="itself", metric="mA"):
+        key = record["setting"], record["model"]
+        others = [difference(*key, m, "itself", record["ablation"]) for m in ("F1", "IoU")]
+        name = f"{LETTERS[record['setting']]} {record['model']}, {record['ablation']}"
+        yield name, record["model"], [record, *others]
 
 
 def number(value, metric, sign="+"):
@@ -53,18 +68,18 @@ def number(value, metric, sign="+"):
     return f"{value:{sign}.{digits}f}"
 
 
-def mean_cell(record):
-    return number(record["mean"], record["metric"]) if record else ""
-
-
-def interval_cell(record):
-    if not record or "interval" not in record:
-        return ""
-    low, high = (number(end, record["metric"]) for end in record["interval"])
-    return f"{low} to {high}"
+def cells(records):
+    """Of each record its mean and its interval."""
+    row = []
+    for record in records:
+        row.append(number(record["mean"], record["metric"]) if record else "")
+        ends = record.get("interval", []) if record else []
+        row.append(" to ".join(number(end, record["metric"]) for end in ends))
+    return row
 
 
 def verdict(record):
+    """Three words at most, and the number of runs."""
     if record is None:
         return "not run"
     if record["n"] >= 3 and "interval" not in record:
@@ -87,19 +102,12 @@ def baseline_mean(setting, key):
 
 def differences():
     """Table 1: figure 1's numbers, one a cell."""
-    heads = ["", "model", "runs", "baseline's mA", "mA", "95%", "F1", "95%"]
-    heads += ["IoU, stride 32", "95%", "IoU, stride 16", "95%"]
     rows = []
-    for setting, letter in LETTERS.items():
-        for model in MODELS:
-            of = [difference(setting, model, metric) for metric in ("mA", "F1", "IoU")]
-            of.append(difference(setting, model, "IoU", "baseline at stride 16"))
-            if of[0] is not None:
-                row = [letter, model, str(of[0]["n"]), f"{baseline_mean(setting, 'mA'):.2f}"]
-                for record in of:
-                    row += [mean_cell(record), interval_cell(record)]
-                rows.append(row)
-    return table(heads, rows)
+    for setting, model, records in compared(LETTERS, ("mA", "F1", "IoU", "IoU at stride 16")):
+        mA = f"{baseline_mean(setting, 'mA'):.2f}"
+        rows.append([LETTERS[setting], model, str(records[0]["n"]), mA, *cells(records)])
+    heads = ["", "model", "runs", "baseline's mA", "mA", "95%", "F1", "95%"]
+    return table([*heads, "IoU, stride 32", "95%", "IoU, stride 16", "95%"], rows)
 
 
 CLAIMS = (  # of the paper; metric, what is subtracted
@@ -126,22 +134,15 @@ def verdicts():
             row += [verdict(difference(setting, model, metric, minus)) for model in MODELS]
         rows.append(row)
     for claim, metric in (("S above K in mA", "mA"), ("S's boxes better than K's", "IoU")):
-        cells = [verdict(difference(setting, "S", metric, "K")) for setting in ("one", "four")]
-        rows.append([claim, "", cells[0], "", "", cells[1], ""])
+        ours, others = (verdict(difference(s, "S", metric, "K")) for s in ("one", "four"))
+        rows.append([claim, "", ours, "", "", others, ""])
     return table(heads, rows)
 
 
 def ablations():
-    """The full model's loss by what is taken away, as in figure 4."""
-    heads = ["", "model", "without", "runs", "mA", "95%", "F1", "IoU"]
-    rows = []
-    for record in find("differences", minus="itself", metric="mA"):
-        key = record["setting"], record["model"]
-        others = [difference(*key, m, "itself", record["ablation"]) for m in ("F1", "IoU")]
-        row = [LETTERS[record["setting"]], record["model"], record["ablation"], str(record["n"])]
-        row += [mean_cell(record), interval_cell(record), *map(mean_cell, others)]
-        rows.append(row)
-    return table(heads, rows)
+    """Models without a part minus the full ones, as in figure 4."""
+    rows = [[name, str(records[0]["n"]), *cells(records)] for name, _, records in ablated()]
+    return table(["", "runs", "mA", "95%", "F1", "95%", "IoU", "95%"], rows)
 
 
 def scales():
@@ -166,13 +167,9 @@ def settings():
     for setting in DATA["settings"]:
         if setting["name"] not in LETTERS:
             continue
-        row = [
-            f"{LETTERS[setting['name']]} {setting['label']}",
-            setting["backbone"],
-            setting["images"],
-            setting["machine"],
-        ]
-        rows.append([*row, setting["commit"], setting["minutes"], f"`{setting['command']}`"])
+        row = [f"{LETTERS[setting['name']]} {setting['label']}"]
+        row += [setting[key] for key in ("backbone", "images", "machine", "commit", "minutes")]
+        rows.append([*row, f"`{setting['command']}`"])
     heads = ["setting", "backbone", "measured on", "machine", "commit", "minutes a training"]
     return table([*heads, "command"], rows)
 
@@ -202,14 +199,8 @@ def means():
 def groups():
     """Differences by group."""
     rows = []
-    for setting, letter in LETTERS.items():
-        for model in MODELS:
-            of = [difference(setting, model, group) for group in GROUPS]
-            if of[0] is not None:
-                row = [letter, model, str(of[0]["n"])]
-                for record in of:
-                    row += [mean_cell(record), interval_cell(record)]
-                rows.append(row)
+    for setting, model, records in compared(LETTERS, GROUPS):
+        rows.append([LETTERS[setting], model, str(records[0]["n"]), *cells(records)])
     heads = [head for group in GROUPS for head in (group, "95%")]
     return table(["", "model", "runs", *heads], rows)
 
@@ -231,13 +222,10 @@ def attributes():
 def fewer():
     """Differences with fewer images."""
     rows = []
-    for setting in ("few", "middle"):
+    for setting, model, records in compared(("few", "middle"), ("mA", "F1")):
         label = find("settings", name=setting)[0]["label"]
-        for model in MODELS:
-            of = [difference(setting, model, metric) for metric in ("mA", "F1")]
-            if of[0] is not None:
-                mA = f"{baseline_mean(setting, 'mA'):.2f}"
-                rows.append([label, model, str(of[0]["n"]), mA, *map(mean_cell, of)])
+        mA = f"{baseline_mean(setting, 'mA'):.2f}"
+        rows.append([label, model, str(records[0]["n"]), mA, *cells(records)[::2]])
     return table(["", "model", "runs", "baseline's mA", "mA", "F1"], rows)
 
 
@@ -257,7 +245,7 @@ def synthetic():
         else:
             for metric in ("mA", "IoU"):
                 wanted = {"setting": "synthetic", "model": name, "metric": metric}
-                row.append(mean_cell(find("differences", note="thirty passes", **wanted)[0]))
+                row.append(cells(find("differences", note="thirty passes", **wanted))[0])
         rows.append(row)
     return table(heads, rows)
 
@@ -285,46 +273,57 @@ def with_tables(page):
     """A page's text with its tables made anew."""
     for made in TABLES:
         mark = f"<!-- {made.__name__} -->\n"
-        pattern = re.escape(mark) + r".*?<!-- end -->"
-        page = re.sub(
-            pattern, lambda _, m=mark, t=made: f"{m}{t()}\n<!-- end -->", page, flags=re.S
-        )
+        before, found, rest = page.partition(mark)
+        if found:
+            page = before + mark + made() + "\n<!-- end -->" + rest.partition("<!-- end -->")[2]
     return page
+
+
+def canvas(height):
+    """An empty figure of 680 pixels' width."""
+    import matplotlib.pyplot as plt
+
+    return plt.figure(figsize=(WIDTH / 72, height / 72))
+
+
+def bare(axes, *sides):
+    """Axes with readable ticks, and without these borders."""
+    axes.tick_params(labelsize=12)
+    axes.spines[list(sides)].set_visible(False)
 
 
 def forest(rows, columns, left):
     """Differences side by side: rows of (label, model, a record for each column), or of a heading
     alone; columns of (title, the paper's gain by model). All lengths in pixels."""
-    import matplotlib.pyplot as plt
-
-    width, line, top, bottom, gap, right = 680, 21, 34, 26, 16, 26
+    line, top, bottom, gap, right = 21, 34, 26, 16, 26
     height = top + bottom + line * len(rows)
-    figure = plt.figure(figsize=(width / 72, height / 72))
-    each = (width - left - right) / len(columns) - gap
+    figure = canvas(height)
+    each = (WIDTH - left - right) / len(columns) - gap
     text = {"va": "center", "fontsize": 13}
     for y, (label, *of) in enumerate(rows):
         place = 1 - (top + line * (y + 0.5)) / height
         if of:
             figure.text(0, place, label, color=COLOURS[of[0]], **text)
             runs = next(record["n"] for record in of[1] if record)
-            figure.text(1 - 20 / width, place, str(runs), **text)
+            figure.text(1 - 20 / WIDTH, place, str(runs), **text)
         else:
             figure.text(0, place, label, weight="bold", backgroundcolor="white", **text)
-    figure.text(1 - 20 / width, 1 - 20 / height, "n", **text)
+    figure.text(1 - 20 / WIDTH, 1 - 20 / height, "n", **text)
     for k, (title, gains) in enumerate(columns):
-        x, box = left + k * (each + gap), [bottom, each, line * len(rows)]
-        axes = figure.add_axes([x / width, box[0] / height, box[1] / width, box[2] / height])
+        x = (left + k * (each + gap)) / WIDTH
+        box = [x, bottom / height, each / WIDTH, line * len(rows) / height]
+        axes = figure.add_axes(box)
         axes.set(ylim=(len(rows) - 0.5, -0.5), yticks=[], facecolor="none")
         axes.set_title(title, fontsize=13, pad=8)
         axes.axvline(0, color="black", linewidth=1)
-        axes.tick_params(labelsize=12)
-        axes.spines[["top", "left", "right"]].set_visible(False)
+        bare(axes, "top", "left", "right")
         axes.locator_params(axis="x", nbins=3)
         for y, (_, *of) in enumerate(rows):
             record = of[1][k] if of else None
             if record is None:
                 continue
-            colour, runs = COLOURS[of[0]], record.get("runs", [])
+            colour = COLOURS[of[0]]
+            runs = record.get("runs", [])
             ends = record.get("interval", [])
             axes.plot(ends, [y] * len(ends), color=colour, linewidth=3)
             axes.plot(runs, [y] * len(runs), "o", color=colour, markersize=6, alpha=0.7)
@@ -339,99 +338,73 @@ def figure_1():
     rows = []
     for setting, letter in LETTERS.items():
         rows.append([f"{letter}  {find('settings', name=setting)[0]['label']}"])
-        for model in MODELS:
-            of = [difference(setting, model, metric) for metric in ("mA", "F1")]
-            of.append(difference(setting, model, "IoU", "baseline at stride 16"))
-            if of[0] is not None:
-                rows.append([model, model, of])
+        for _, model, records in compared([setting], ("mA", "F1", "IoU at stride 16")):
+            rows.append([model, model, records])
     gains = DATA["paper_gain"]
     titles = {"mA": "mA in %", "F1": "F1 in %", "IoU": "IoU, to stride 16"}
     return forest(rows, [(title, gains[metric]) for metric, title in titles.items()], left=30)
 
 
 def curves(setting):
-    """{name: {threshold: IoU}}, means over a setting's trainings."""
-    found = {}
-    for name in ("baseline", *MODELS):
+    """(label, model, {threshold: IoU}), means over a setting's trainings."""
+    for model in ("baseline", *MODELS):
+        records = find("trainings", setting=setting, model=model, ablation=None)
         for key in ("IoU", "IoU at stride 16"):
-            kept = [
-                r[key]
-                for r in find("trainings", setting=setting, model=name, ablation=None)
-                if key in r
-            ]
+            kept = [record[key] for record in records if key in record]
             if kept:
-                label = (
-                    f"{name}, stride {16 if '16' in key else 32}" if name == "baseline" else name
-                )
-                found[label] = {t: np.mean([r[t] for r in kept]) for t in kept[0]}
-    return found
+                stride = key.removeprefix("IoU at ") if "at" in key else "stride 32"
+                label = f"baseline, {stride}" if model == "baseline" else model
+                yield label, model, {t: np.mean([one[t] for one in kept]) for t in kept[0]}
 
 
 def figure_2(setting="one"):
     """IoU against the threshold on the heat map."""
-    import matplotlib.pyplot as plt
-
-    figure = plt.figure(figsize=(680 / 72, 300 / 72))
-    axes = figure.add_axes([0.08, 0.16, 0.70, 0.80])
+    axes = canvas(300).add_axes([0.08, 0.16, 0.70, 0.80])
     ends = []
-    for label, values in curves(setting).items():
-        x, y = [float(t) for t in values], list(values.values())
-        style = {"color": COLOURS[label.split(",")[0]], "linewidth": 2, "marker": "o"}
+    for label, model, values in curves(setting):
+        style = {"color": COLOURS[model], "linewidth": 2, "marker": "o"}
         style["linestyle"] = "--" if "16" in label else "-"
-        axes.plot(x, y, **style)
-        ends.append((y[-1], label, style["color"]))
+        axes.plot([float(threshold) for threshold in values], values.values(), **style)
+        ends.append((values["0.7"], label, style["color"]))
+    axes.set_ylim(0)
     place = -1
     for y, label, colour in sorted(ends):
         place = max(y, place + 0.06 * axes.get_ylim()[1])  # so that no two texts touch
         axes.text(0.715, place, label, fontsize=13, va="center", color=colour)
-    axes.set_ylim(0)
     axes.set_xlabel("threshold on the heat map", fontsize=13)
     axes.set_ylabel("mean IoU", fontsize=13)
-    axes.tick_params(labelsize=12)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure
+    bare(axes, "top", "right")
+    return axes.figure
 
 
 def figure_3():
-    """What AFSS compares: training mA at P1, P2 and P3 by epoch, minus the mean of the three."""
-    import matplotlib.pyplot as plt
-
+    """What AFSS compares: training mA at P1, P2 and P3 by pass, minus the mean of the three."""
     (record,) = [r for r in DATA["trainings"] if "training_mA" in r]
-    figure = plt.figure(figsize=(680 / 72, 250 / 72))
-    styles = zip(
-        ("#0072b2", "#d55e00", "#009e73"), ("o", "s", "^"), ("P1", "P2", "P3"), strict=True
-    )
-    styles = list(styles)
+    figure = canvas(250)
     for k, group in enumerate(GROUPS):
         axes = figure.add_axes([0.09 + 0.232 * k, 0.2, 0.205, 0.66])
         values = np.array(record["training_mA"][group])
         values -= values.mean(1, keepdims=True)
-        for scale, (colour, marker, name) in enumerate(styles):
-            style = {"color": colour, "marker": marker, "markersize": 5, "label": name}
-            axes.plot(range(1, len(values) + 1), values[:, scale], **style)
+        passes = range(1, len(values) + 1)
+        axes.plot(passes, values[:, 0], "o-", color="#0072b2", markersize=5, label="P1")
+        axes.plot(passes, values[:, 1], "s-", color="#d55e00", markersize=5, label="P2")
+        axes.plot(passes, values[:, 2], "^-", color="#009e73", markersize=5, label="P3")
+        axes.axhline(0, color="black", linewidth=0.8)
         axes.set(ylim=(-0.9, 0.7), xticks=[1, 4, 8])
         axes.set_title(group, fontsize=13)
-        axes.tick_params(labelsize=12, labelleft=k == 0)
-        axes.axhline(0, color="#000000", linewidth=0.8)
-        axes.spines[["top", "right"]].set_visible(False)
         axes.set_xlabel("pass", fontsize=13)
-        if k == 0:
-            axes.set_ylabel("mA minus the mean", fontsize=13)
-    axes.legend(
-        fontsize=12, frameon=False, loc="lower right", ncols=3, columnspacing=0.8, handlelength=1
-    )
+        bare(axes, "top", "right")
+        axes.tick_params(labelleft=k == 0)
+    figure.axes[0].set_ylabel("mA minus the mean", fontsize=13)
+    place = {"loc": "lower right", "ncols": 3, "columnspacing": 0.8, "handlelength": 1}
+    axes.legend(fontsize=12, frameon=False, **place)
     return figure
 
 
 def figure_4():
     """What the full model loses by a part."""
-    rows = []
-    for record in find("differences", minus="itself", metric="mA"):
-        key = record["setting"], record["model"]
-        others = [difference(*key, m, "itself", record["ablation"]) for m in ("F1", "IoU")]
-        label = f"{LETTERS[record['setting']]} {record['model']}, {record['ablation']}"
-        rows.append([label.replace("offset points", "offsets"), record["model"], [record, *others]])
-    return forest(rows, [("mA in %", {}), ("F1 in %", {}), ("IoU", {})], left=130)
+    columns = [("mA in %", {}), ("F1 in %", {}), ("IoU", {})]
+    return forest(list(ablated()), columns, left=160)
 
 
 FIGURES = {"forest": figure_1, "iou": figure_2, "scales": figure_3, "ablations": figure_4}
@@ -442,8 +415,8 @@ def draw(folder):
     import matplotlib
 
     matplotlib.use("svg")
-    settings = {"svg.fonttype": "none", "svg.hashsalt": "sspnet", "font.family": "sans-serif"}
-    with matplotlib.rc_context(settings):
+    style = {"svg.fonttype": "none", "svg.hashsalt": "sspnet", "font.family": "sans-serif"}
+    with matplotlib.rc_context(style):
         for name, drawn in FIGURES.items():
             drawn().savefig(Path(folder) / f"{name}.svg", metadata={"Date": None})
         matplotlib.pyplot.close("all")
