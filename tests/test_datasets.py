@@ -1,5 +1,6 @@
 """Each published layout, from small files and from the real annotations; shared attributes."""
 
+import functools
 import itertools
 import json
 
@@ -150,7 +151,8 @@ def test_peta_layout(tmp_path):
     assert groups_of(split, "footwearShoes personalMale") == ["bottom", "all"]
 
 
-def test_real_rap1_annotation():
+def test_real_rap1_annotation(monkeypatch):
+    monkeypatch.setattr(data, "read_mat", functools.cache(data.read_mat))  # it takes seconds
     rap = independent("rap1/RAP_annotation/RAP_annotation.mat")["RAP_annotation"][0, 0]
     attributes = [cell[0] for cell in rap["attribute_eng"][:51, 0]]
     for partition in range(1, 6):
