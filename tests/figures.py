@@ -74,7 +74,8 @@ def cells(records):
     for record in records:
         row.append(number(record["mean"], record["metric"]) if record else "")
         ends = record.get("interval", []) if record else []
-        row.append(" to ".join(number(end, record["metric"]) for end in ends))
+        interval = ", ".join(number(end, record["metric"]) for end in ends)
+        row.append(interval and f"[{interval}]")
     return row
 
 
@@ -162,15 +163,15 @@ def scales():
 
 
 def settings():
-    """How each was run; P, N and C stand for the model, the seed and the channels."""
+    """How each was run."""
     rows = []
     for setting in DATA["settings"]:
         if setting["name"] not in LETTERS:
             continue
         row = [f"{LETTERS[setting['name']]} {setting['label']}"]
-        row += [setting[key] for key in ("backbone", "images", "machine", "commit", "minutes")]
+        row += [setting[key] for key in ("machine", "commit", "minutes")]
         rows.append([*row, f"`{setting['command']}`"])
-    heads = ["setting", "backbone", "measured on", "machine", "commit", "minutes a training"]
+    heads = ["setting", "machine", "commit", "minutes a training"]
     return table([*heads, "command"], rows)
 
 
@@ -259,7 +260,10 @@ def card():
             box = f", `.weights/pa100k-{model}.pt`" if model in "SK" else ""
             name = f"SSPNet-{model}{box}" if model in MODELS else "baseline, of the same training"
             row = [name, *(number(record[key], key, "") for key in keys)]
-            rows.append([*row, number(record["IoU"]["0.2"], "IoU", "")])
+            row.append(number(record["IoU"]["0.2"], "IoU", ""))
+            if model == "baseline":
+                row[-1] += f" ({record['IoU at stride 16']['0.2']} at stride 16)"
+            rows.append(row)
     paper = ["83.15", "80.61", "87.86", "89.01", "88.43", "0.28"]  # its Tab. 3 and 10
     rows.append(["the paper's SSPNet-S, ResNet50", *paper])
     return table(["PA-100K's 10,000 test images", *keys, "IoU"], rows)
