@@ -79,13 +79,13 @@ def cells(records):
     return row
 
 
-def verdict(record):
-    """Three words at most, and the number of runs."""
+def verdict(record, reverse=False):
+    """Three words at most, and the number of runs. reverse: of what is subtracted."""
     if record is None:
         return "not run"
-    if record["n"] >= 3 and "interval" not in record:
-        return f"not kept ({record['n']})"
     low, high = record.get("interval", (-1, 1))
+    if reverse:
+        low, high = -high, -low
     word = "ahead" if low > 0 else "behind" if high < 0 else "undecided"
     return f"{word} ({record['n']})"
 
@@ -120,24 +120,29 @@ CLAIMS = (  # of the paper; metric, what is subtracted
     ("PCC higher, all true boxes", "PCC", "baseline"),
     ("PCC higher, predicted boxes", "PCC, predicted", "baseline"),
 )
+CLAIMS_OF_S = (  # metric, what is subtracted, which part it lacks
+    ("mA above K's", "mA", "K", None),
+    ("boxes better than K's", "IoU", "K", None),
+    ("mA above that without the prior", "mA", "itself", "no prior"),
+    ("boxes better than without the prior", "IoU", "itself", "no prior"),
+    ("mA above that without offset points", "mA", "itself", "no offset points"),
+    ("boxes better than without them", "IoU", "itself", "no offset points"),
+    ("mA of AFSS above that of P3 alone", "mA", "itself", "P3 alone"),
+)
 
 
 def verdicts():
-    """Table 2: for the settings with three runs; the number of runs in brackets."""
-    heads = ["claim"]
-    for setting in ("one", "four"):
-        channels = find("settings", name=setting)[0]["channels"]
-        heads += [f"{model}, {LETTERS[setting]} ({channels})" for model in MODELS]
+    """Table 2: of setting B, which has three runs of each; the number of runs in brackets."""
     rows = []
     for claim, metric, minus in CLAIMS:
-        row = [claim]
-        for setting in ("one", "four"):
-            row += [verdict(difference(setting, model, metric, minus)) for model in MODELS]
-        rows.append(row)
-    for claim, metric in (("S above K in mA", "mA"), ("S's boxes better than K's", "IoU")):
-        ours, others = (verdict(difference(s, "S", metric, "K")) for s in ("one", "four"))
-        rows.append([claim, "", ours, "", "", others, ""])
-    return table(heads, rows)
+        records = [difference("one", model, metric, minus) for model in MODELS]
+        rows.append([claim, *map(verdict, records)])
+    for claim, metric, minus, part in CLAIMS_OF_S:
+        record = difference("one", "S", metric, minus, part)
+        rows.append([claim, "", verdict(record, reverse=part is not None), ""])
+    records = [difference("four", model, "mA") for model in MODELS]
+    rows.insert(1, [f"the same in {LETTERS['four']}, with 128 channels", *map(verdict, records)])
+    return table(["claim", *MODELS], rows)
 
 
 def ablations():
@@ -147,19 +152,18 @@ def ablations():
 
 
 def scales():
-    """What AFSS froze for head, torso, bottom and all, where it could choose."""
+    """How often AFSS froze a finer scale for head than for all, where it could choose."""
     rows = []
     for setting, letter in LETTERS.items():
-        for model in MODELS:
-            frozen = []
-            for record in find("trainings", setting=setting, model=model, fixed=None):
-                frozen += record.get("frozen", [])
-            if frozen:
-                finer = sum(f.split()[0] < f.split()[3] for f in frozen)
-                coarser = sum(f.split()[0] > f.split()[3] for f in frozen)
-                rows.append([letter, model, ", ".join(frozen), str(finer), str(coarser)])
-    heads = ["", "model", "head, torso, bottom, all, by run"]
-    return table([*heads, "head finer than all", "coarser"], rows)
+        frozen = []
+        for record in find("trainings", setting=setting, fixed=None):
+            frozen += [run.split() for run in record.get("frozen", [])]
+        if frozen:
+            finer = sum(run[0] < run[3] for run in frozen)
+            coarser = sum(run[0] > run[3] for run in frozen)
+            counts = len(frozen), finer, len(frozen) - finer - coarser, coarser
+            rows.append([letter, *map(str, counts)])
+    return table(["", "runs of R, K, S", "head finer than all", "the same", "coarser"], rows)
 
 
 def settings():

@@ -156,10 +156,10 @@ def test_the_pages_numbers_are_those_of_results_json():
 def test_a_verdict_needs_three_runs_and_an_interval_without_zero():
     record = {"n": 3, "metric": "mA", "mean": 1, "interval": [0.1, 2]}
     assert figures.verdict(record) == "ahead (3)"
+    assert figures.verdict(record, reverse=True) == "behind (3)"
     assert figures.verdict({**record, "interval": [-2, -0.1]}) == "behind (3)"
     assert figures.verdict({**record, "interval": [-0.1, 2]}) == "undecided (3)"
     assert figures.verdict({"n": 2, "metric": "mA", "mean": 1}) == "undecided (2)"
-    assert figures.verdict({"n": 3, "metric": "mA", "mean": 1}) == "not kept (3)"
     assert figures.verdict(None) == "not run"
 
 
