@@ -11,20 +11,19 @@ import json
 from pathlib import Path
 
 import numpy as np
+from compare import GROUPS
 
 TESTS = Path(__file__).parent
 DATA = json.loads((TESTS / "results.json").read_text(encoding="utf-8"))
 PAGES = (TESTS / "results.md", TESTS / "details.md", TESTS.parent / "README.md")
 MODELS = ("K", "S", "R")
-GROUPS = ("head", "torso", "bottom", "all")
 WIDTH = 680  # of a figure in pixels, as GitHub shows it
 # Okabe and Ito's colours, which colour-blind readers tell apart; on white, so that a dark page is
 # no matter.
 COLOURS = {"K": "#0072b2", "S": "#d55e00", "R": "#009e73", "baseline": "#000000"}
-LETTERS = {}  # of the settings that figure 1 shows, in their order
-for setting in DATA["settings"]:
-    if setting["name"] not in ("few", "middle", "channels", "synthetic"):
-        LETTERS[setting["name"]] = "ABCDEF"[len(LETTERS)]
+SETTINGS = {setting["name"]: setting for setting in DATA["settings"]}
+# Those that figure 1 shows, in their order.
+LETTERS = dict(zip(("all", "one", "gpu", "four", "twelve", "large"), "ABCDEF", strict=True))
 
 
 def find(kind, **wanted):
@@ -96,17 +95,18 @@ def table(heads, rows):
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def baseline_mean(setting, key):
-    """Of a setting's trainings of the baseline."""
-    return np.mean([r[key] for r in find("trainings", setting=setting, model="baseline")])
+def baseline_mA(setting):
+    """The mean over a setting's trainings of the baseline, as it is printed."""
+    records = find("trainings", setting=setting, model="baseline")
+    return number(np.mean([record["mA"] for record in records]), "mA", "")
 
 
 def differences():
     """Table 1: figure 1's numbers, one a cell."""
     rows = []
     for setting, model, records in compared(LETTERS, ("mA", "F1", "IoU", "IoU at stride 16")):
-        mA = f"{baseline_mean(setting, 'mA'):.2f}"
-        rows.append([LETTERS[setting], model, str(records[0]["n"]), mA, *cells(records)])
+        row = [LETTERS[setting], model, str(records[0]["n"]), baseline_mA(setting)]
+        rows.append(row + cells(records))
     heads = ["", "model", "runs", "baseline's mA", "mA", "95%", "F1", "95%"]
     return table([*heads, "IoU, stride 32", "95%", "IoU, stride 16", "95%"], rows)
 
@@ -169,12 +169,10 @@ def scales():
 def settings():
     """How each was run."""
     rows = []
-    for setting in DATA["settings"]:
-        if setting["name"] not in LETTERS:
-            continue
-        row = [f"{LETTERS[setting['name']]} {setting['label']}"]
-        row += [setting[key] for key in ("machine", "commit", "minutes")]
-        rows.append([*row, f"`{setting['command']}`"])
+    for name, letter in LETTERS.items():
+        setting = SETTINGS[name]
+        row = [setting[key] for key in ("machine", "commit", "minutes")]
+        rows.append([f"{letter} {setting['label']}", *row, f"`{setting['command']}`"])
     heads = ["setting", "machine", "commit", "minutes a training"]
     return table([*heads, "command"], rows)
 
@@ -228,9 +226,8 @@ def fewer():
     """Differences with fewer images."""
     rows = []
     for setting, model, records in compared(("few", "middle"), ("mA", "F1")):
-        label = find("settings", name=setting)[0]["label"]
-        mA = f"{baseline_mean(setting, 'mA'):.2f}"
-        rows.append([label, model, str(records[0]["n"]), mA, *cells(records)[::2]])
+        row = [SETTINGS[setting]["label"], model, str(records[0]["n"]), baseline_mA(setting)]
+        rows.append(row + cells(records)[::2])
     return table(["", "model", "runs", "baseline's mA", "mA", "F1"], rows)
 
 
@@ -345,7 +342,7 @@ def figure_1():
     """Differences to the baseline by setting and model."""
     rows = []
     for setting, letter in LETTERS.items():
-        rows.append([f"{letter}  {find('settings', name=setting)[0]['label']}"])
+        rows.append([f"{letter}  {SETTINGS[setting]['label']}"])
         for _, model, records in compared([setting], ("mA", "F1", "IoU at stride 16")):
             rows.append([model, model, records])
     gains = DATA["paper_gain"]
@@ -353,27 +350,23 @@ def figure_1():
     return forest(rows, [(title, gains[metric]) for metric, title in titles.items()], left=30)
 
 
-def curves(setting):
-    """(label, model, {threshold: IoU}), means over a setting's trainings."""
-    for model in ("baseline", *MODELS):
-        records = find("trainings", setting=setting, model=model, ablation=None)
-        for key in ("IoU", "IoU at stride 16"):
-            kept = [record[key] for record in records if key in record]
-            if kept:
-                stride = key.removeprefix("IoU at ") if "at" in key else "stride 32"
-                label = f"baseline, {stride}" if model == "baseline" else model
-                yield label, model, {t: np.mean([one[t] for one in kept]) for t in kept[0]}
+CURVES = (  # of figure 2: label, model, key of its IoU by threshold, style
+    ("baseline, stride 32", "baseline", "IoU", "-"),
+    ("baseline, stride 16", "baseline", "IoU at stride 16", "--"),
+    *((model, model, "IoU", "-") for model in MODELS),
+)
 
 
-def figure_2(setting="one"):
-    """IoU against the threshold on the heat map."""
+def figure_2():
+    """IoU against the threshold on the heat map: means over the runs of setting B."""
     axes = canvas(300).add_axes([0.08, 0.16, 0.70, 0.80])
     ends = []
-    for label, model, values in curves(setting):
-        style = {"color": COLOURS[model], "linewidth": 2, "marker": "o"}
-        style["linestyle"] = "--" if "16" in label else "-"
-        axes.plot([float(threshold) for threshold in values], values.values(), **style)
-        ends.append((values["0.7"], label, style["color"]))
+    for label, model, key, style in CURVES:
+        runs = [r[key] for r in find("trainings", setting="one", model=model, ablation=None)]
+        values = [np.mean([run[threshold] for run in runs]) for threshold in runs[0]]
+        look = {"color": COLOURS[model], "linewidth": 2, "marker": "o", "linestyle": style}
+        axes.plot([float(threshold) for threshold in runs[0]], values, **look)
+        ends.append((values[-1], label, COLOURS[model]))
     axes.set_ylim(0)
     place = -1
     for y, label, colour in sorted(ends):
