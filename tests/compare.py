@@ -119,8 +119,9 @@ def interval(differences, image_deviation):
     return mean, mean - half, mean + half
 
 
-def compare(patterns, draws=1000):
-    """A line for each pattern, under a heading."""
+def measure(patterns, draws=1000):
+    """The headings, and of each pattern's model (seeds, headings) figures, (shared seeds, headings)
+    differences to the first model, and (headings, 3) their mean and interval."""
     models = [open_model(pattern) for pattern in patterns]
     (images, *same), heads, _ = next(iter(models[0].values()))
     for pattern, model in zip(patterns, models, strict=True):
@@ -129,7 +130,7 @@ def compare(patterns, draws=1000):
             raise SystemExit(f"compare.py: {pattern}: has other {what} than {patterns[0]}")
         if not model.keys() & models[0].keys():
             raise SystemExit(f"compare.py: {pattern}: has no seed of {patterns[0]}")
-    digits, rng = 3 if heads[0].startswith("IoU") else 2, np.random.default_rng(0)
+    rng = np.random.default_rng(0)
 
     def of_seeds(weights):
         return [{seed: f(weights) for seed, (_, _, f) in model.items()} for model in models]
@@ -146,20 +147,32 @@ def compare(patterns, draws=1000):
             drawn = of_seeds(weights)
             for k, sample in enumerate(samples):
                 sample.append(differences(drawn, k).mean(0))
+        measured = []
+        for k in range(len(models)):
+            within = differences(found, k)
+            deviations = np.nanstd(samples[k], 0) if samples[k] else np.zeros(len(heads))
+            ends = [interval(*pair) for pair in zip(within.T, deviations, strict=True)]
+            measured.append((np.array(list(found[k].values())), within, np.array(ends)))
+    return heads, measured
+
+
+def compare(patterns, draws=1000):
+    """A line for each pattern, under a heading."""
+    heads, measured = measure(patterns, draws)
+    digits = 3 if heads[0].startswith("IoU") else 2
     lines = [f"{'':24} seeds" + "".join(f"  {head:>32}" for head in heads)]
-    for k, pattern in enumerate(patterns):
-        values, within = np.array(list(found[k].values())), differences(found, k)
+    for k, (pattern, found) in enumerate(zip(patterns, measured, strict=True)):
+        values, within, intervals = found
         cells = []
         for j in range(len(heads)):
             cell = f"{values[:, j].mean():.{digits}f}"
             if len(values) > 1:
                 cell += f" ± {values[:, j].std(ddof=1):.{digits}f}"
             if k > 0:
-                ends = interval(within[:, j], np.nanstd(np.array(samples[k])[:, j]))
-                cell += " {:+.{n}f} [{:+.{n}f}, {:+.{n}f}]".format(*ends, n=digits)
+                cell += " {:+.{n}f} [{:+.{n}f}, {:+.{n}f}]".format(*intervals[j], n=digits)
             cells.append(cell)
         lines.append(f"{pattern:24} {len(values):5}" + "".join(f"  {cell:>32}" for cell in cells))
-        if not len(within) == len(values) == len(found[0]):
+        if not len(within) == len(values) == len(measured[0][0]):
             lines.append(f"{'':24}       differences of {len(within)} seeds that both have")
     return lines
 
