@@ -5,11 +5,16 @@ Follows the paper's Section 3, in its order and with its names. Needs only torch
     Backbone, FPN          feature maps P1, P2, P3 at strides 4, 8, 16       Sec. 3.2.1, 3.2.2
     AFSS                   adaptive feature scale selection                  Eq. 4 (Eq. 14 for mA)
     PLE_R, PLE_K, PLE_S    prior location extraction                         Eq. 5-9
+    SimCC                  the keypoints that PLE_K reads                    Sec. 3.2.3, ref. 29
     pyramid_pool           feature aggregation Psi_agr                       Eq. 5, 7, 9
     SSPNet, Baseline       the whole model                                   Eq. 1
     HierarchicalLoss       weighted binary cross-entropy per group           Eq. 10-12
     response_maps          Grad-CAM-P, to_image over the photo               Eq. 2, 13
     heatmap_to_box         boxes, box_iou against true ones                  Eq. 3, Sec. 4.5
+
+Eq. 1, a = f_A(F(Psi_b(X; theta_A); theta_S); theta_P): Psi_b is `backbone` and `fpn` with their
+weights theta_A, F is `afss` with its choice theta_S (`scales`), the spatial prior theta_P is `ple`,
+and f_A are the `heads` behind it.
 
 Shapes: B images, C channels, H x W map, N prior points, M offset points, L attributes, S = 3 scales
 (in Eq. 14, P and N count labels). Points are (x, y) in pixels, whose centres are at integers.
@@ -91,37 +96,14 @@ class Backbone(nn.Module):
         return maps
 
 
-def read_tensors(file):
-    """Tensors and plain values that torch saved; nothing in the file is executed."""
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:
-        if "weights_only" in str(error):  # torch's advice to read it unsafely
-            raise ValueError("it holds more than tensors and plain values") from None
-        raise
-
-
-def load_weights(net, file, classifier=()):
-    """Loads a state dict file. Names that start with `classifier` may be missing or extra."""
-    try:
-        state = read_tensors(file)
-        state = state.get("state_dict", state)
-        state = {name: t for name, t in state.items() if not name.startswith(classifier)}
-        missing, unexpected = net.load_state_dict(state, strict=False)
-    except Exception as error:  # the zip reader and foreign content raise many types
-        raise InputError(f"{file}: not this network's state dict ({str(error)[:200]})") from error
-    for name in (*missing, *unexpected):
-        if not name.startswith(classifier) and not name.endswith("num_batches_tracked"):
-            raise InputError(f"{file}: {name} is missing or unexpected")
-
-
 def upsample(x, size, factor, patches):
     """Bilinear upsampling, map and image in register: (B, C, h, w) -> (B, C, *size).
 
-    At stride s map pixel k covers image pixels s * k to s * k + s - 1 with `patches` (Swin), so
-    edges align. Without (ResNet's padded, strided convolutions) it is centred on s * k, so it moves
-    to k * factor; aligned edges would shift C5 by 14 image pixels on its way to P1. Past the last
-    map pixel, its value is held."""
+    Which image pixels does map pixel k look at, at stride s? With `patches` (Swin) it covers pixels
+    s k to s k + s - 1, so that map and image share their edges. Without (ResNet's padded, strided
+    convolutions) it is centred on pixel s k, so that upsampling puts it at k factor; shared edges
+    would shift C5 by 14 image pixels on its way to P1. Past the last map pixel its value is held.
+    """
     x = torch.cat([x, x[:, :, -1:]], 2)
     x = torch.cat([x, x[:, :, :, -1:]], 3)
     h, w = x.shape[-2:]
@@ -174,21 +156,29 @@ def label_counts(logits, labels):
 
 
 def mean_accuracy(counts):
-    """Eq. 14 for each attribute, (TP / P + TN / N) / 2: (4, ..., L) -> (..., L). NaN for attributes
-    without positives or without negatives; `.nanmean(-1)` gives mA."""
+    """Eq. 14: mA = 1/(2L) sum_i (TP_i / P_i + TN_i / N_i), here its term of each attribute i.
+
+    counts (4, ..., L), see `label_counts` -> (TP / P + TN / N) / 2, (..., L), NaN for attributes
+    without positives or without negatives; `.nanmean(-1)` gives mA. The paper prints 1/(2N)."""
     TP, P, TN, N = counts.double()
     return (TP / P + TN / N) / 2
 
 
 class AFSS(nn.Module):
-    """Eq. 4: chooses for each group the scale with the highest mA over an epoch of training.
+    """Eq. 4: x* = argmax over x in {P1, P2, P3} of mA(f_A(x), Y), for each group, after each epoch.
 
-    Call `update` after every step and `select` after every epoch, on every process: without them
-    all stay at P2. Both do nothing once the choice is frozen (`selecting = False`) or where it is
-    fixed. `scales[j]` (0, 1 or 2, a Python int: what is not chosen is not computed) is the choice
-    for attribute j. mode: "group", "attribute" (a scale for each attribute, AFSS* of Tab. 1), or
-    "P1", "P2" or "P3" (fixed). The state dict holds the choice and whether it is frozen, not as a
-    buffer: with an average of weights (EMA, SWA, timm's) once an epoch call
+    A group of two attributes, for example: over an epoch the predictions from P1 have mA 0.70 and
+    0.60, those from P2 0.75 and 0.65, those from P3 0.80 and 0.50. The means are 0.65, 0.70, 0.65,
+    so the group takes P2. In AFSS* each attribute chooses alone: P3 and P2.
+
+    Call `update` after every step and `select` after every epoch, on every process. If you never
+    call them, every attribute uses P2. With a fixed mode or a frozen choice (`selecting = False`)
+    they do nothing. `scales[j]` (0, 1 or 2) is the choice for attribute j, a Python int: scales
+    that no attribute has chosen are not computed.
+
+    mode: "group", "attribute" (a scale for each attribute, AFSS* of Tab. 1), or "P1", "P2" or "P3"
+    (fixed). The state dict holds the choice and whether it is frozen, not as a buffer: with an
+    average of weights (EMA, SWA, timm's) once an epoch call
     `average.afss.set_extra_state(model.afss.get_extra_state())`."""
 
     fixed_modes = ("P1", "P2", "P3")
@@ -203,8 +193,8 @@ class AFSS(nn.Module):
         self.scales = [1 if self.selecting else self.fixed_modes.index(mode)] * L
         # The attributes of one unit share a scale.
         self.units = list(attribute_groups) if mode == "group" else list(range(L))
-        # (4, 3, L) int64 from the first `update` on. No buffer: before each forward pass
-        # DistributedDataParallel would put those of process 0 in their place.
+        # (4, 3, L) int64 from the first `update` on. Not a buffer: DistributedDataParallel copies
+        # process 0's buffers to all processes before each forward pass, over local counts.
         self.counts = None
 
     def get_extra_state(self):
@@ -237,7 +227,7 @@ class AFSS(nn.Module):
 
     def select(self):
         """Chooses by the epoch's counts, of all processes, and clears them. Returns mA, (3, L), or
-        None where nothing was counted. Where it is NaN a choice is kept."""
+        None where nothing was counted. A group whose mA is undefined (NaN) keeps its scale."""
         if not self.selecting or self.counts is None:
             return None
         if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -255,7 +245,9 @@ class AFSS(nn.Module):
 
 
 # ---- Prior location extraction (Sec. 3.2.3, Eq. 5-9)
-# Each PLE takes a map and a list of groups, and returns a list with one result per group.
+# Each PLE takes the map x*_g and the group g. What it returns goes to Psi_agr, `pyramid_pool`:
+#   F_g = Psi_agr(Phi(x*_g, R_g))      Eq. 5, R_g the group's rows
+#   F_g = Psi_agr(Phi(x*_g, P_n))      Eq. 7 and 9, P_n the group's keypoints or grid points
 
 
 def prior_region(group, height):
@@ -273,9 +265,15 @@ def bilinear_sample(x, points, W_m=None):
     """Bilinear sampling, zero outside the map: sum_m W_m x(P_m).
 
     x (B, C, H, W), points (B, N, M, 2) in pixels of x, W_m (B, N, M) -> (B, N, C). Without W_m: x
-    at points (B, N, 2). Computed in float32 or better, returned in the dtype of x. `F.grid_sample`
-    would do, but makes all M terms, where each bag below sums 4 M corners at once: it is three to
-    six times slower on a CPU, 1.3 times on an H200 at P1 and P2."""
+    at points (B, N, 2). Computed in float32 or better, returned in the dtype of x. The same in
+    torch's own words, whose points run from -1 to 1 between the outer edges of the map:
+
+        place = (2 * points + 1) / torch.tensor([W, H]) - 1
+        terms = F.grid_sample(x, place, align_corners=False)  # (B, C, N, M)
+        return (terms * W_m[:, None]).sum(3).transpose(1, 2)
+
+    It makes all M terms, where each bag below sums 4 M corners at once: it is three to six times
+    slower on a CPU, 1.3 times on an H200 at P1 and P2."""
     # This cast stays: from pixel 2 on, bfloat16 resolves 1/64 pixel at best, and up to torch 2.10
     # CUDA has no bfloat16 gradient of `per_sample_weights`.
     dtype = torch.promote_types(x.dtype, torch.float32)
@@ -312,6 +310,8 @@ def bilinear_sample(x, points, W_m=None):
 class OffsetSampling(nn.Module):
     """Eq. 6 and 8: Phi(x, P_n) = A sum_m W_m x(P_n + dP_m), shared by all groups and scales.
 
+    The paper prints sum_m A_m W_m x(P_n + dP_n): a matrix for each m, which no parameter count of
+    its Tab. 3 has room for, and an offset without m, with which all M points would be one.
     `predict` makes the M offsets dP_m (map pixels) and weights W_m (sum 1) from x(P_n). Train it at
     a tenth of the learning rate: at the full rate points leave the map. On CUDA the commands enable
     TF32, which rounds this layer, too; `torch.set_float32_matmul_precision("highest")` turns it
@@ -349,16 +349,16 @@ class OffsetSampling(nn.Module):
 
 
 class PLE_R(nn.Module):
-    """Region prior, Eq. 5: the rows of the group's region. prior=False: the whole map."""
+    """Region prior, Phi_reg of Eq. 5: the rows R_g of the group. prior=False: the whole map."""
 
     def __init__(self, prior=True):
         super().__init__()
         self.prior = prior
 
-    def forward(self, x, groups, keypoints=None):
-        """x (B, C, H, W) -> a list, (B, C, h, W) per group."""
-        regions = [prior_region(group if self.prior else "all", x.shape[2]) for group in groups]
-        return [x[:, :, top:bottom] for top, bottom in regions]
+    def forward(self, x, group, keypoints=None):
+        """x (B, C, H, W) -> (B, C, h, W)."""
+        top, bottom = prior_region(group if self.prior else "all", x.shape[2])
+        return x[:, :, top:bottom]
 
 
 class PLE_K(nn.Module):
@@ -369,18 +369,12 @@ class PLE_K(nn.Module):
         self.prior = prior
         self.sample = OffsetSampling(channels, M) if offsets else bilinear_sample
 
-    def forward(self, x, groups, keypoints):
-        """x (B, C, H, W), keypoints (B, 16, 2) in pixels of x -> a list, (B, C, n) per group."""
+    def forward(self, x, group, keypoints):
+        """x (B, C, H, W), keypoints (B, 16, 2) in pixels of x -> (B, C, n)."""
         if keypoints is None or keypoints.shape != (x.shape[0], 16, 2):
             raise ValueError("PLE-K: expected keypoints (B, 16, 2), in MPII's order")
-        counts = []
-        points = []
-        for group in groups:
-            chosen = KEYPOINT_GROUPS[group if self.prior else "all"]
-            counts.append(len(chosen))
-            points += [keypoints[:, n] for n in chosen]
-        features = self.sample(x, torch.stack(points, 1)).split(counts, 1)
-        return [feature.transpose(1, 2) for feature in features]
+        points = keypoints[:, KEYPOINT_GROUPS[group if self.prior else "all"]]
+        return self.sample(x, points).transpose(1, 2)
 
 
 class PLE_S(nn.Module):
@@ -406,24 +400,105 @@ class PLE_S(nn.Module):
         x = torch.linspace(half_x - 0.5, width - half_x - 0.5, columns, device=device)
         return torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
 
-    def forward(self, x, groups, keypoints=None):
-        """x (B, C, H, W) -> a list, (B, C, rows, columns) per group."""
-        grids = [self.points(group, *x.shape[2:], x.device) for group in groups]
-        points = torch.cat([grid.flatten(0, 1) for grid in grids]).expand(x.shape[0], -1, 2)
-        features = self.sample(x, points).split([grid[..., 0].numel() for grid in grids], 1)
-        pairs = zip(features, grids, strict=True)
-        return [feature.transpose(1, 2).unflatten(2, grid.shape[:2]) for feature, grid in pairs]
+    def forward(self, x, group, keypoints=None):
+        """x (B, C, H, W) -> (B, C, rows, columns)."""
+        grid = self.points(group, *x.shape[2:], x.device)
+        points = grid.flatten(0, 1).expand(x.shape[0], -1, 2)
+        return self.sample(x, points).transpose(1, 2).unflatten(2, grid.shape[:2])
+
+
+# ---- Keypoints for PLE-K (Sec. 3.2.3; SimCC: Li et al., ECCV 2022, arXiv 2107.03332)
+
+
+class SimCC(nn.Module):
+    """Finds the 16 MPII points of one person: for each a classification of its column and one of
+    its row, over bins finer than pixels. The two classifiers are shared by the points, as in the
+    original; they read a map of each point, made of P2 of a feature pyramid."""
+
+    size = (128, 96)  # H, W of its input
+
+    def __init__(self, backbone="mobilenet_v2", weights=None, channels=32):
+        super().__init__()
+        height, width = self.size
+        self.backbone = Backbone(backbone, weights)
+        self.fpn = FPN(self.backbone.out_channels, channels, self.backbone.patches)
+        self.points = nn.Conv2d(channels, 16, 1)
+        cells = (height // 8) * (width // 8)
+        self.x = nn.Linear(cells, BINS * width)
+        self.y = nn.Linear(cells, BINS * height)
+
+    def forward(self, images):
+        """(B, 3, 128, 96) -> logits of the columns (B, 16, 192) and of the rows (B, 16, 256)."""
+        P2 = self.fpn(self.backbone(images), scales=[1])[1]
+        maps = self.points(P2).flatten(2)  # (B, 16, 16 x 12)
+        return self.x(maps), self.y(maps)
+
+
+BINS = 2  # per pixel
+SIGMA = 2.0  # pixels, of the Gaussian targets
+NEAR = 6  # pixels: the confidence is the probability within this distance
+
+
+def bin_centres(bins, device=None):
+    """Where the bins are, in pixels: (bins,)."""
+    return (torch.arange(bins, device=device) + 0.5) / BINS - 0.5
+
+
+def simcc_target(place, bins):
+    """A Gaussian around the place (...), in pixels -> (..., bins), sum 1. Of NaN, which stands for
+    nobody in the image, all bins are alike."""
+    distance = bin_centres(bins, place.device) - place.unsqueeze(-1)
+    target = torch.exp(-0.5 * (distance / SIGMA) ** 2).nan_to_num(1)
+    return target / target.sum(-1, keepdim=True).clamp(min=1e-6)
+
+
+def simcc_loss(x, y, points):
+    """Cross-entropy with the Gaussians, for columns and rows: SimCC's KL divergence but for a
+    constant. x, y: logits of `SimCC`; points (B, 16, 2) in its pixels, NaN where nobody is -> the
+    mean over the points but those outside the image, a scalar."""
+    loss = torch.zeros(points.shape[:2], device=points.device)
+    outside = torch.zeros_like(loss, dtype=torch.bool)
+    for logits, place in ((x, points[..., 0]), (y, points[..., 1])):
+        bins = logits.shape[-1]
+        loss = loss - (simcc_target(place, bins) * logits.log_softmax(-1)).sum(-1)
+        outside = outside | (place < -0.5) | (place > bins / BINS - 0.5)
+    return loss[~outside].mean()
+
+
+def simcc_decode(x, y):
+    """Logits of `SimCC` -> points (B, 16, 2) in pixels of its input, the expected place of each
+    distribution, and a confidence (B, 16): the probability within `NEAR` pixels of it, of the
+    column times of the row."""
+    places = []
+    confidence = 1
+    for logits in (x, y):
+        probability = logits.softmax(-1)
+        centres = bin_centres(logits.shape[-1], logits.device)
+        place = (probability * centres).sum(-1)
+        near = (centres - place.unsqueeze(-1)).abs() <= NEAR
+        confidence = confidence * (probability * near).sum(-1)
+        places.append(place)
+    return torch.stack(places, -1), confidence
 
 
 def pyramid_pool(x):
     """Psi_agr of Eq. 5, 7 and 9: max pooling over the whole input and over 4 parts of it. The parts
-    are 2x2 cells of a map (B, C, h, w) or 4 runs of points (B, C, n) -> (B, 5 C)."""
+    are 2x2 cells of a map (B, C, h, w) or 4 runs of points (B, C, n) -> (B, 5 C). Neighbouring
+    parts overlap where the size does not divide: 5 points give the runs 0-1, 1-2, 2-3 and 3-4."""
     parts = F.adaptive_max_pool2d(x, 2).flatten(2) if x.dim() == 4 else F.adaptive_max_pool1d(x, 4)
     whole = F.adaptive_max_pool1d(parts, 1)  # the maximum of the parts' maxima
     return torch.cat([whole.flatten(1), parts.flatten(1)], 1)
 
 
 # ---- The model (Fig. 2, Eq. 1)
+# Its shapes for 256x192 images, PLE-S at ratio 0.75, and the scales that the paper's AFSS chose:
+#   group    map (C, H, W)          rows of the region   grid of points, each with 3 offset points
+#   head     P1 (256, 64, 48)       0 to 23              21 x 42
+#   torso    P2 (256, 32, 24)       4 to 19              14 x 21
+#   bottom   P2 (256, 32, 24)       16 to 31             14 x 21
+#   all      P3 (256, 16, 12)       0 to 15              14 x 10
+# Each group's points are sampled to (B, 256, rows, columns), pooled to F_g (B, 1280), and its head
+# makes (B, attributes of the group) of F_g.
 
 
 class SSPNet(nn.Module):
@@ -482,27 +557,20 @@ class SSPNet(nn.Module):
         """(B, 3, H, W) -> [P1, P2, P3]; None for scales that no attribute uses."""
         return self.fpn(self.backbone(images), self.afss.scales if scales is None else scales)
 
-    def attribute_logits(self, maps, keypoints=None, scales=None, apart=False):
-        """A list of L logits (B,): attribute j from maps[scales[j]], by default AFSS's choice.
-        apart: each group's points are sampled in a separate call, so that an attribute's gradient
-        does not go back through the points of other groups."""
+    def attribute_logits(self, maps, keypoints=None, scales=None):
+        """F_g = Psi_agr(Phi(x*_g, P_n)) (Eq. 5, 7, 9), then the group's head: a list of L logits
+        (B,). Attribute j is predicted from maps[scales[j]], by default AFSS's choice."""
         scales = self.afss.scales if scales is None else scales
         logits = [None] * len(scales)
-        for s in sorted(set(scales)):
-            here = [j for j, scale in enumerate(scales) if scale == s]
-            groups = sorted({self.attribute_groups[j] for j in here})
-            points = None
-            if keypoints is not None:
-                points = image_to_map(keypoints, self.strides[s], self.patches)
-            regions = []
-            calls = [[group] for group in groups] if apart else [groups]
-            for call in calls:
-                regions += self.ple(maps[s], call, points)
-            for group, x in zip(groups, regions, strict=True):
-                feature = pyramid_pool(x)  # F_g of Eq. 5, 7, 9
+        for group, members in self.members.items():
+            for s in sorted({scales[j] for j in members}):  # one; with AFSS* up to three
+                points = None
+                if keypoints is not None:
+                    points = image_to_map(keypoints, self.strides[s], self.patches)
+                feature = pyramid_pool(self.ple(maps[s], group, points))  # F_g, (B, 5 C)
                 group_logits = self.heads[group](feature).unbind(1)
-                for j, logit in zip(self.members[group], group_logits, strict=True):
-                    if j in here:  # with AFSS*, attributes of a group may be on several scales
+                for j, logit in zip(members, group_logits, strict=True):
+                    if scales[j] == s:
                         logits[j] = logit
         return logits
 
@@ -539,7 +607,7 @@ class Baseline(nn.Module):
         """(B, 3, H, W) -> [C5]."""
         return self.backbone(images)[-1:]
 
-    def attribute_logits(self, maps, keypoints=None, apart=False):
+    def attribute_logits(self, maps, keypoints=None):
         """[C5] -> a list of L logits (B,)."""
         return list(self.head(maps[0].mean((2, 3))).unbind(1))
 
@@ -557,13 +625,17 @@ class Baseline(nn.Module):
 
 
 def imbalance_weights(labels, positive_ratio):
-    """Eq. 11: exp(1 - r_j) for positive labels, else exp(r_j); labels (B, L), r (L,) -> (B, L)."""
+    """Eq. 11: w_j = exp(1 - r_j) for positive labels, else exp(r_j). labels (B, L), r (L,) ->
+    (B, L). The paper prints the cases the other way round, see tests/pages/paper.md."""
     return torch.where(labels > 0.5, (1 - positive_ratio).exp(), positive_ratio.exp())
 
 
 def weighted_bce(logits, labels, positive_ratio):
-    """Eq. 10, negated, before its sum over attributes: the mean over images (and scales). logits
-    (..., B, L), labels (B, L) of 0 and 1; positive_ratio (L,) of the training set -> (L,)."""
+    """Eq. 10: Loss = -1/N sum_i sum_j w_j (Y_ij log s(a_ij) + (1 - Y_ij) log(1 - s(a_ij))), with
+    the minus sign that the paper leaves out, here before the sum over attributes j.
+
+    logits a (..., B, L), labels Y (B, L) of 0 and 1; positive_ratio (L,) of the training set ->
+    (L,), means over images (and scales)."""
     shape = logits.shape[-2], len(positive_ratio)
     if logits.shape[-2:] != shape or labels.shape != shape:
         shapes = f"logits {tuple(logits.shape)}, labels {tuple(labels.shape)}"
@@ -576,8 +648,8 @@ def weighted_bce(logits, labels, positive_ratio):
 
 
 class HierarchicalLoss(nn.Module):
-    """Eq. 12: Eq. 10 on each group's attributes, summed over the groups. Since Eq. 10 is itself a
-    sum over attributes, this equals Eq. 10 on all of them."""
+    """Eq. 12: Loss_total = sum_g Loss_g, Eq. 10 on each group's attributes. Since Eq. 10 is itself
+    a sum over attributes, this equals Eq. 10 on all of them."""
 
     def __init__(self, attribute_groups, positive_ratio):
         super().__init__()
@@ -630,7 +702,7 @@ def response_maps(model, images, attributes, keypoints=None, cam=grad_cam_p):
         maps = [None if A is None else A.detach().requires_grad_() for A in maps]
         responses = {}
         with torch.enable_grad():
-            by_attribute = model.attribute_logits(maps, keypoints, apart=True)
+            by_attribute = model.attribute_logits(maps, keypoints)
             logits = torch.stack(by_attribute, 1).detach()
             for j in attributes(logits) if callable(attributes) else attributes:
                 A = maps[model.map_of(j)]
@@ -648,8 +720,8 @@ def to_image(responses, stride, patches, input_size, image_size):
         heat = F.interpolate(heat, size=image_size, mode="bilinear", align_corners=False)
     heat = heat[0] - heat[0].amin((1, 2), keepdim=True)
     heat = heat / heat.amax((1, 2), keepdim=True).clamp(min=1e-20)
+    # Of a constant map, rounding errors would be stretched to [0, 1].
     constant = responses.amin((1, 2)) == responses.amax((1, 2))
-    # Else rounding errors would be stretched to [0, 1].
     return heat.masked_fill(constant[:, None, None], 0)
 
 
@@ -668,11 +740,39 @@ def heatmap_to_box(heat, threshold=THRESHOLD):
 
 
 def box_iou(a, b):
-    """Intersection over union of two boxes; 0 where either is None."""
+    """Intersection over union of two boxes; 0 where either is None or both are empty."""
     if a is None or b is None:
         return 0.0
     width = max(0, min(a[2], b[2]) - max(a[0], b[0]))
     height = max(0, min(a[3], b[3]) - max(a[1], b[1]))
     area_a = (a[2] - a[0]) * (a[3] - a[1])
     area_b = (b[2] - b[0]) * (b[3] - b[1])
-    return float(width * height / (area_a + area_b - width * height))
+    either = area_a + area_b - width * height
+    return float(width * height / either) if either else 0.0
+
+
+# ---- Reading files
+
+
+def read_tensors(file):
+    """Tensors and plain values that torch saved; nothing in the file is executed."""
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        if "weights_only" in str(error):  # torch's advice to read it unsafely
+            raise ValueError("it holds more than tensors and plain values") from None
+        raise
+
+
+def load_weights(net, file, classifier=()):
+    """Loads a state dict file. Names that start with `classifier` may be missing or extra."""
+    try:
+        state = read_tensors(file)
+        state = state.get("state_dict", state)
+        state = {name: t for name, t in state.items() if not name.startswith(classifier)}
+        missing, unexpected = net.load_state_dict(state, strict=False)
+    except Exception as error:  # the zip reader and foreign content raise many types
+        raise InputError(f"{file}: not this network's state dict ({str(error)[:200]})") from error
+    for name in (*missing, *unexpected):
+        if not name.startswith(classifier) and not name.endswith("num_batches_tracked"):
+            raise InputError(f"{file}: {name} is missing or unexpected")
