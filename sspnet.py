@@ -20,6 +20,8 @@ Shapes: B images, C channels, H x W map, N prior points, M offset points, L attr
 (in Eq. 14, P and N count labels). Points are (x, y) in pixels, whose centres are at integers.
 """
 
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -754,25 +756,32 @@ def box_iou(a, b):
 # ---- Reading files
 
 
+@contextmanager
+def blame(name, what=None):
+    """Whatever is raised inside, by numpy, Pillow, torch or JSON on an absent, damaged or foreign
+    file, becomes an `InputError` of one line that begins with the file's name."""
+    try:
+        yield
+    except Exception as error:
+        kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+        said = f"{kind}{error}"
+        if "weights_only" in said:  # torch's advice to read the file unsafely
+            said = "it holds more than tensors and plain values"
+        raise InputError(f"{name}: {what} ({said[:300]})" if what else f"{name}: {said}") from error
+
+
 def read_tensors(file):
     """Tensors and plain values that torch saved; nothing in the file is executed."""
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:
-        if "weights_only" in str(error):  # torch's advice to read it unsafely
-            raise ValueError("it holds more than tensors and plain values") from None
-        raise
+    return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def load_weights(net, file, classifier=()):
     """Loads a state dict file. Names that start with `classifier` may be missing or extra."""
-    try:
+    with blame(file, "not this network's state dict"):
         state = read_tensors(file)
         state = state.get("state_dict", state)
         state = {name: t for name, t in state.items() if not name.startswith(classifier)}
         missing, unexpected = net.load_state_dict(state, strict=False)
-    except Exception as error:  # the zip reader and foreign content raise many types
-        raise InputError(f"{file}: not this network's state dict ({str(error)[:200]})") from error
-    for name in (*missing, *unexpected):
-        if not name.startswith(classifier) and not name.endswith("num_batches_tracked"):
-            raise InputError(f"{file}: {name} is missing or unexpected")
+        for name in (*missing, *unexpected):
+            if not name.startswith(classifier) and not name.endswith("num_batches_tracked"):
+                raise InputError(f"{name} is missing or unexpected")
