@@ -7,12 +7,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ATTRIBUTES, PA100K, Detector, command, refuse, succeed, words, write_keypoints
+from conftest import (
+    ATTRIBUTES,
+    PA100K,
+    command,
+    person_image,
+    refuse,
+    succeed,
+    words,
+    write_keypoints,
+)
 from PIL import Image, ImageFile
 from torch.testing import assert_close
 
 import data
-from data import Pedestrians, Split, coco_to_mpii, flip, loader, photo_split, read_image, synthetic
+from data import Pedestrians, Split, flip, loader, photo_split, read_image, synthetic
 
 
 def split_of(labels, names=("0", "1"), **more):
@@ -178,6 +187,11 @@ def test_training_batches_depend_on_seed_and_epoch_alone():
 
     first = epoch_of(0, 3)
     assert torch.equal(first, epoch_of(0, 3))
+    batches = loader(split, (64, 48), 4, train=True, workers=1)
+    for epoch in (3, 4):  # the same loader's next epoch
+        data.start_epoch(batches, epoch)
+        found = torch.cat([part.flatten() for batch in batches for part in batch])
+        assert torch.equal(found, epoch_of(0, epoch))
     assert torch.equal(first, epoch_of(2, 3))
     assert not torch.equal(first, epoch_of(0, 4))
     assert not torch.equal(first, epoch_of(0, 3, seed=1))
@@ -257,14 +271,17 @@ def test_a_keypoint_file_is_read_by_names_and_named_where_it_cannot_be_used(tmp_
             data.read_keypoints(tmp_path / "k.npz", ["a", "b"], images)
 
 
-def test_a_folders_images_are_those_that_pillow_opens(tmp_path):
+def test_a_folders_images_are_those_that_pillow_opens(tmp_path, capsys):
     for name in ("a.tif", "b.gif", "c.JFIF", "d.jpg"):
         image = Image.new("RGB", (10, 20))
         image.save(tmp_path / name, "JPEG" if name == "c.JFIF" else None)
     (tmp_path / "notes.txt").write_text("no image")
+    (tmp_path / "e.heic").write_text("which Pillow does not open")
+    (tmp_path / "folder").mkdir()
     found = photo_split([tmp_path], ["Hat"], ["head"])
     assert found.names == [str(tmp_path / name) for name in ("a.tif", "b.gif", "c.JFIF", "d.jpg")]
     assert all(read_image(image).shape == (3, 20, 10) for image in found.images)
+    assert "3 that are no images by their names, such as e.heic" in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
     assert "no images" in refuse("data.py", "empty", "--out", "k.npz")
     for option in ("--split val", "--dataset csv", "--images 4"):
@@ -285,81 +302,113 @@ def test_photos_of_one_name_in_two_folders_do_not_share_keypoints(tmp_path):
     assert not (tmp_path / "found.npz").exists()
 
 
-def test_keypoint_rcnn_points_become_mpiis():
-    """A person standing straight, 100 high: each point against its place by hand."""
-    coco = words("50,10 52,8 48,8 54,12 46,12 60,20 40,20 65,35 35,35 66,50 34,50")
-    coco += words("55,50 45,50 55,75 45,75 55,95 45,95")
-    face = (10 + 8 + 8 + 12 + 12) / 5
-    neck, top = 20 + 0.45 * (face - 20), 20 + 1.65 * (face - 20)
-    mpii = words(f"45,95 45,75 45,50 55,50 55,75 55,95 50,50 50,20 50,{neck} 50,{top}")
-    mpii += words("34,50 35,35 40,20 60,20 65,35 66,50")
-    found, expected = (torch.tensor([[*map(float, p.split(","))] for p in x]) for x in (coco, mpii))
-    assert_close(coco_to_mpii() @ found, expected)
-    assert_close(coco_to_mpii().sum(1), torch.ones(16))  # moving the person moves all points alike
+def test_points_are_found_in_pixels_of_the_image(bright_person):
+    points = data.find_points(read_image(person_image((30, 40, 90, 160))))
+    assert points.shape == (16, 3)
+    assert points[[0, 15], :2].flatten().tolist() == pytest.approx([30, 40, 89, 159], abs=2)
+    assert points[:, 2].min() > 0.99
+    nobody = data.find_points(torch.zeros(3, 200, 150, dtype=torch.uint8))
+    assert nobody[:, 2].max() < 0.05
 
 
-def test_finding_keypoints_takes_the_surest_person_and_fills_in_the_mean_pose(monkeypatch):
-    images = [np.full((40, 20, 3), 200, np.uint8), np.zeros((80, 60, 3), np.uint8)]
-    split = Split("t", ["Hat"], ["head"], ["a", "b"], images, [[0], [0]])
-    data.write_keypoints("k.npz", Detector(), split)
-    with np.load("k.npz") as archive:
-        points = archive["keypoints"]
-        assert archive["names"].tolist() == ["a", "b"]
-    assert points.shape == (2, 16, 3)
-    assert points[0, 0] == pytest.approx([16, 32, 0.9])  # right ankle
-    assert points[0, 6] == pytest.approx([11.5, 23, 0.9])  # pelvis
-    assert (points[1, :, 2] == 0).all()
-    x, y = (16 + 0.5) / 20 * 60 - 0.5, (32 + 0.5) / 40 * 80 - 0.5
-    assert points[1, 0, :2] == pytest.approx([x, y])
-    # The command's file is one that training reads.
-    monkeypatch.setattr(data, "keypointrcnn_resnet50_fpn", lambda **_: Detector())
-    Image.new("RGB", (20, 40)).save("black.png")
-    assert "no person" in refuse("data.py", "black.png", "--out", "black.npz")
-    assert not Path("black.npz").exists()
-    assert "2 images" in succeed("data.py", *words("--images 2 --split val --out new/k.npz"))
-    found = data.load_split("synthetic", split="val", images=2, keypoints="new/k.npz")
-    assert found.keypoints[1, 0].tolist() == [16, 32]
+def test_an_image_is_cropped_where_its_person_is_small_and_seen(bright_person):
+    small = read_image(person_image((60, 50, 90, 150)))
+    image, points, box = data.look_at(small, crop=True)
+    left, top, right, bottom = box
+    assert (left, top, right, bottom) == pytest.approx((54.5, 46, 94.5, 155), abs=2)
+    assert torch.equal(image, small[:, top:bottom, left:right])
+    inside = [60 - left, 50 - top, 89 - left, 149 - top]  # found again, on the crop
+    assert points[[0, 15], :2].flatten().tolist() == pytest.approx(inside, abs=1.5)
+    whole = 0, 0, 150, 200
+    assert data.look_at(small)[2] == whole
+    large = read_image(person_image((20, 5, 130, 195)))
+    for photo in (large, torch.zeros_like(small)):  # nobody: taken whole
+        image, _, box = data.look_at(photo, crop=True)
+        assert box == whole
+        assert image is photo
+    given = torch.tensor([[60.0, 50], [90, 150]]).repeat(8, 1)
+    image, points, box = data.look_at(torch.zeros_like(small), given, crop=True)
+    assert image.shape[1:] == (box[3] - box[1], box[2] - box[0])
+    assert torch.equal(points + torch.tensor(box[:2]), given)
+    assert data.person_box(torch.zeros(16, 2), 200, 150) == (0, 0, 1, 1)  # never empty
 
 
-def test_finding_keypoints_goes_on_where_it_stopped_and_keeps_the_rest(monkeypatch):
+def test_finding_keypoints_goes_on_where_it_stopped_and_keeps_the_rest(monkeypatch, bright_person):
     """After an interrupt, beside other images' points and past a damaged file."""
     for i in range(6):
-        Image.new("RGB", (20, 40), (200, 200, 200)).save(f"{i}.png")
+        Image.fromarray(person_image((60, 50, 90, 150))).save(f"{i}.png")
     Path("3.png").write_bytes(b"damaged")
     write_keypoints("k.npz", ["another.png"])
     seen, limit = [], 5
+    find_points = data.find_points
 
-    class Interrupted(Detector):
-        def forward(self, images):
-            seen.append(1)
-            if len(seen) == limit:
-                raise KeyboardInterrupt
-            return super().forward(images)
+    def interrupted(image):
+        seen.append(1)
+        if len(seen) == limit:
+            raise KeyboardInterrupt
+        return find_points(image)
 
-    monkeypatch.setattr(data, "keypointrcnn_resnet50_fpn", lambda **_: Interrupted())
-    monkeypatch.setattr(data, "SAVE_EVERY", 2)
+    monkeypatch.setattr(data, "find_points", interrupted)
     options = ["data.py", *(f"{i}.png" for i in range(6)), *words("--out k.npz --workers 0")]
     assert command(*options).returncode == 130  # at the last image, 3.png was damaged
     with np.load("k.npz") as archive:
-        assert archive["names"].tolist() == ["another.png", "0.png", "1.png", "2.png"]
+        assert archive["names"].tolist() == ["another.png", *(f"{i}.png" for i in (0, 1, 2, 4))]
     done = command(*options)
     assert done.returncode == 1
     assert "3.png" in done.stderr
-    assert len(seen) == 5 + 2  # 4.png and 5.png alone
+    assert len(seen) == 5 + 1  # 5.png alone
     with np.load("k.npz") as archive:
         assert len(archive["names"]) == 6
         assert archive["keypoints"][0, 0].tolist() == [10, 10, 10]
-        assert archive["keypoints"][5, 0].tolist() == pytest.approx([16, 32, 0.9])
+        assert archive["keypoints"][5, 0] == pytest.approx([60, 50, 1], abs=1.5)
 
 
-def test_synthetic_is_deterministic_differs_by_split_seed_and_domain_and_scales():
+def test_keypoints_are_saved_every_half_minute(monkeypatch, bright_person):
+    """A kill, which nothing can catch, loses what came after."""
+    images = [person_image((60, 50, 90, 150))] * 3
+    split = Split("t", ["Hat"], ["head"], ["a", "b", "c"], images, [[0]] * 3)
+    times = iter(range(0, 10**6, 20))  # each look at the clock is 20 seconds after the last
+    monkeypatch.setattr(data.time, "time", lambda: next(times))
+    counts = []
+    monkeypatch.setattr(data.np, "savez", lambda *_, names, **__: counts.append(len(names)))
+    with pytest.raises(OSError):  # nothing was written to take the file's place
+        data.write_keypoints("k.npz", split)
+    assert counts[0] < 3
+
+
+def test_crops_are_written_and_their_keypoints_are_in_their_pixels(bright_person, monkeypatch):
+    """A photo without room around its person is copied; no photo is written over."""
+    look_at = data.look_at
+    Image.fromarray(person_image((60, 50, 90, 150))).save("small.png")
+    Image.fromarray(person_image((20, 5, 130, 195))).save("large.png")
+    options = ["data.py", "small.png", "large.png", *words("--out k.npz --crops")]
+    before = {name: Path(name).read_bytes() for name in ("small.png", "large.png")}
+    assert "." in refuse(*options, ".")
+    assert {name: Path(name).read_bytes() for name in before} == before
+    assert "2 images" in succeed(*options, "crops")
+    assert Path("crops/large.png").read_bytes() == before["large.png"]
+    crop = read_image("crops/small.png")
+    assert crop.shape[1] < 120
+    split = photo_split(["crops"], ["Hat"], ["head"], "k.npz")
+    found = dict(zip([Path(name).name for name in split.names], split.keypoints, strict=True))
+    x, y = found["small.png"][0].round().astype(int)
+    assert crop[0, y, x] == 255
+    shapes = []
+    monkeypatch.setattr(data, "look_at", lambda i, **_: shapes.append(i.shape) or look_at(i))
+    assert "2 images" in succeed("data.py", *words("--images 2 --split val --out new/k.npz"))
+    assert set(shapes) == {(3, 128, 96)}
+    drawn = data.load_split("synthetic", split="val", images=2, keypoints="new/k.npz")
+    assert drawn.keypoints.shape == (2, 16, 2)
+
+
+def test_synthetic_is_deterministic_differs_by_split_and_seed_and_scales():
     def drawn(split="val", images=3, **more):
         return np.stack(synthetic(split, images=images, **more).images)
 
     first = drawn()
     assert (first == drawn()).all()
     assert (first == drawn(images=5)[:3]).all()  # a longer split begins with the shorter one
-    for other in (drawn("test"), drawn(domain=1), drawn(seed=1)):
+    for other in (drawn("test"), drawn(seed=1)):
         assert (first != other).any()
     parts = synthetic("train", images=3), synthetic("val", images=3)
     assert synthetic("trainval", images=3).names == parts[0].names + parts[1].names
@@ -372,29 +421,29 @@ def test_synthetic_is_deterministic_differs_by_split_seed_and_domain_and_scales(
 
 def test_synthetic_boxes_hold_all_that_is_drawn(monkeypatch):
     """Half-open: the last pixel's far edge, rounded outwards."""
-    pens = []
-    monkeypatch.setattr(data, "Pen", lambda size, Pen=data.Pen: pens.append(Pen(size)) or pens[-1])
+    drawn = []
+    things = data.Pen.things
+    monkeypatch.setattr(data.Pen, "things", lambda *a: drawn.append(things(*a)) or drawn[-1])
     for i in range(5):
-        boxes = data.draw_pedestrian(np.random.default_rng(i), 0, (128, 96))[3]
-        for name in pens[i].points.keys() & set(ATTRIBUTES):
-            points = np.clip(pens[i].points[name], 0, (96, 128))
+        boxes = data.draw_pedestrian(np.random.default_rng(i), (128, 96))[3]
+        for name in drawn[-1].keys() & set(ATTRIBUTES) - {"Female"}:
+            points = np.clip(drawn[-1][name], 0, (96, 128))
             low, high = boxes[ATTRIBUTES.index(name)].reshape(2, 2)
             assert (np.abs(low - points.min(0) + 0.5) <= 0.5).all()
             assert (np.abs(high - points.max(0) - 0.5) <= 0.5).all()
 
 
-@pytest.mark.parametrize("domain", [0, 1])
-def test_synthetic_labels_boxes_and_keypoints_are_consistent(domain):
-    split = synthetic("train", domain=domain, images=250)
+def test_synthetic_labels_boxes_and_keypoints_are_consistent():
+    split = synthetic("train", images=250)
     has = {a: split.labels[:, j] == 1 for j, a in enumerate(ATTRIBUTES)}
     exclusive = "ShortSleeve LongSleeve", "Front Side Back", "AgeOver60 Age18-60 AgeLess18"
     for names in (*exclusive, "Trousers Shorts Skirt&Dress"):
         assert (sum(has[name].astype(int) for name in words(names)) == 1).all()
     assert all(0.02 < has[a].mean() < 0.95 for a in ATTRIBUTES)
-    # What often comes together in this domain, and not in the other.
-    for cause, partner in (("Backpack", "Hat"), ("HandBag", "Hat")):
+    # What often comes together, and what does not.
+    for cause, partner, often in (("Backpack", "Hat", True), ("HandBag", "Hat", False)):
         together = has[partner][has[cause]].mean() - has[partner][~has[cause]].mean()
-        assert (together > 0.2) == ((cause == "Backpack") == (domain == 0)), cause
+        assert (together > 0.2) == often, cause
     boxed = np.isfinite(split.boxes).all(2)
     assert not (boxed & (split.labels == 0)).any()
     placeless = {"Female", "AgeOver60", "Age18-60", "AgeLess18", "Front", "Side", "Back"}

@@ -371,7 +371,13 @@ def test_partition_and_keypoints_are_inherited_however_the_folder_is_spelled(tmp
         succeed("evaluate.py", "run/best.pt", *more, "--predictions", "p.npz")
         assert np.load("p.npz")["names"].tolist() == expected
     write_rap1(tmp_path / "other")  # another folder's keypoints may be of other images
-    assert "--keypoints" in refuse("evaluate.py", "run/best.pt", "--data", "other")
+    other = conftest.command("evaluate.py", "run/best.pt", "--data", "other")
+    assert other.stderr.count("SimCC finds them") == 1
+    # A file that the checkpoint names and that does not fit is said to be the checkpoint's.
+    conftest.write_keypoints(tmp_path / "k.npz", names[:1])
+    line = refuse("evaluate.py", "run/best.pt")
+    assert "k.npz" in line
+    assert "checkpoint" in line
 
 
 def split_of(dataset, count=1):

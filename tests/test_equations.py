@@ -149,7 +149,8 @@ def test_eq04_afss_takes_the_scale_with_the_highest_mA(mode):
 def test_eq05_ple_r_crops_the_groups_rows():
     """Eq. 5: F_g = Psi_agr(Phi_reg(x_g*, R_g)), with R_g the rows of Tab. A.11."""
     x = torch.arange(2 * 16 * 3.0).reshape(1, 2, 16, 3)
-    for group, region in zip(GROUPS, PLE_R()(x, GROUPS), strict=True):
+    for group in GROUPS:
+        region = PLE_R()(x, group)
         top, bottom = TAB_A11[group][2]
         assert_close(region, torch.stack([x[:, :, row] for row in range(top, bottom)], 2))
 
@@ -223,12 +224,49 @@ def test_eq06_eq07_ple_k_samples_the_groups_keypoints():
     ple = randomized(PLE_K(4, 3))
     x = torch.randn(2, 4, 6, 5, dtype=torch.float64)
     keypoints = torch.rand(2, 16, 2, dtype=torch.float64) * 5
-    for group, feature in zip(GROUPS, ple(x, GROUPS, keypoints), strict=True):
+    for group in GROUPS:
+        feature = ple(x, group, keypoints)
         assert feature.shape == (2, 4, len(KEYPOINT_GROUPS[group]))
         for b in range(2):
             for k, n in enumerate(KEYPOINT_GROUPS[group]):
                 expected = offset_sampling_at(ple.sample, x[b], *keypoints[b, n].tolist())
                 assert_close(feature[b, :, k], expected)
+
+
+def test_sec_3_2_3_simcc_classifies_columns_and_rows():
+    """SimCC: cross-entropy with Gaussians around each point; decoding to the expected place."""
+    torch.manual_seed(13)
+    x, y = torch.randn(2, 16, 12).double(), torch.randn(2, 16, 16).double()  # 6x8 pixels
+    points = torch.rand(2, 16, 2).double() * torch.tensor([5, 7])
+    points[0, 0, 0], points[0, 1, 1] = -2, 9  # outside: neither counts
+    points[1] = math.nan  # nobody: every bin is as likely
+    total, count = 0.0, 0
+    for b in range(2):
+        for k in range(16):
+            if b == 0 and k < 2:
+                continue
+            count += 1
+            for axis, logits in enumerate((x[b, k], y[b, k])):
+                bins = [0.5 * n - 0.25 for n in range(len(logits))]  # where bins are, in pixels
+                place = points[b, k, axis].item()
+                weights = [1.0 if b else math.exp(-((n - place) ** 2) / 8) for n in bins]
+                total_exp = sum(math.exp(value) for value in logits.tolist())
+                for weight, logit in zip(weights, logits.tolist(), strict=True):
+                    probability = math.exp(logit) / total_exp
+                    total -= weight / sum(weights) * math.log(probability)
+    assert sspnet.simcc_loss(x, y, points).item() == pytest.approx(total / count)
+    x, y = torch.randn(1, 16, 192).double(), torch.randn(1, 16, 256).double() * 5
+    found, confidence = sspnet.simcc_decode(x, y)
+    for k in range(16):
+        near = 1.0
+        for axis, logits in enumerate((x[0, k], y[0, k])):
+            exps = [math.exp(value) for value in logits.tolist()]
+            bins = [0.5 * n - 0.25 for n in range(len(exps))]
+            place = sum(e * n for e, n in zip(exps, bins, strict=True)) / sum(exps)
+            assert found[0, k, axis].item() == pytest.approx(place)
+            inside = [e for e, n in zip(exps, bins, strict=True) if abs(n - place) <= 6]
+            near *= sum(inside) / sum(exps)
+        assert confidence[0, k].item() == pytest.approx(near)
 
 
 @torch.no_grad()
@@ -237,7 +275,8 @@ def test_eq08_eq09_ple_s_samples_a_uniform_grid_over_the_region(ratio):
     """Eq. 8: Phi_sps(x_g*, P_n^S), the points evenly spaced and centred in the prior region."""
     ple = randomized(PLE_S(4, 3, ratio))
     x = torch.randn(1, 4, 16, 6, dtype=torch.float64)
-    for group, feature in zip(GROUPS, ple(x, GROUPS), strict=True):
+    for group in GROUPS:
+        feature = ple(x, group)
         top, bottom = TAB_A11[group][2]
         rows, columns = round((bottom - top) * ratio**0.5), round(6 * ratio**0.5)
         assert feature.shape == (1, 4, rows, columns)
@@ -326,6 +365,7 @@ def test_tab10_iou():
         a, b = pixels
         assert box_iou(*boxes) == pytest.approx(len(a & b) / len(a | b))
     assert box_iou(None, boxes[0]) == 0
+    assert box_iou((3, 3, 3, 3), (3, 3, 3, 3)) == 0
 
 
 def test_tab10_pcc():

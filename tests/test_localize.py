@@ -30,18 +30,28 @@ from sspnet import box_iou, heatmap_to_box, response_maps, to_image
 
 def test_panel_draws_both_boxes():
     image = torch.full((3, 64, 48), 128, dtype=torch.uint8)
-    record = {"heat": np.zeros(tile_size((64, 48))), "boxes": [(10, 10, 30, 30)]}
-    true_boxes = (5, 5, 20, 40), None
+    # Of an image from which the part right of and below (100, 200) was taken.
+    crop = 100, 200, 148, 264
+    record = {"heat": np.zeros(tile_size((64, 48))), "probability": 0.9}
+    record["boxes"] = [(110, 210, 130, 230)]
+    true_boxes = (105, 205, 120, 240), None
     tiles = [("Hat", {**record, "true_box": box}) for box in true_boxes]
-    pixels = np.asarray(localize.panel(image, (64, 48), [tiles, tiles[:1]]))
-    first, second = pixels[:, TILE + 4 : 2 * TILE + 4], pixels[:, 2 * (TILE + 4) :]
+    pixels = np.asarray(localize.panel(image, crop, [tiles, tiles[:1]]))
+    start = pixels.shape[1] - 2 * (TILE + 4) + 4  # behind the image
+    first, second = pixels[:, start : start + TILE], pixels[:, start + TILE + 4 :]
     for part, truth in ((first, True), (second, False)):
         assert (part == [255, 0, 0]).all(2).any()
         assert (part == [0, 220, 0]).all(2).any() == truth
-    assert pixels.shape[1] == 3 * TILE + 8
     for colour, expected in (([255, 0, 0], (30, 30, 89, 89)), ([0, 220, 0], (15, 15, 59, 119))):
         rows, columns = np.nonzero((first == colour).all(2)[: 3 * 64])  # three pixels each
         assert (columns.min(), rows.min(), columns.max(), rows.max()) == expected
+    # Of one model the image itself, 400 pixels high, has all boxes, with their names beside it.
+    overview = np.asarray(localize.panel(image, crop, [tiles[:1]]))[:400, :300]
+    colour = [int(localize.COLOURS[0][i : i + 2], 16) for i in (1, 3, 5)]
+    rows, columns = np.nonzero((overview == colour).all(2))
+    scale = 400 / 64
+    edges = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+    assert edges == pytest.approx([10 * scale, 10 * scale, 30 * scale, 30 * scale], abs=1)
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "swin_t"])
@@ -60,10 +70,9 @@ def test_a_record_has_the_boxes_of_the_outputs_that_stand_for_its_attribute(back
     logits = model(first[None])[0].tolist()
     output_indices = [sorted(pair, key=logits.__getitem__) for pair in ([3, 0], [1, 4])]
     thresholds, records = [0.3, 0.6], []
-    for (batch,), sizes, _ in together_loader([split], [(64, 48)], 4):
-        for _, _, found in find_boxes(
-            model, split, output_indices, batch, sizes, [0, 1], thresholds
-        ):
+    for index, (item,), crops, _ in together_loader(split, [(64, 48)], 4):
+        given = model, split, output_indices, index, item, crops, [0, 1], thresholds
+        for _, found in find_boxes(*given):
             records += found
     assert len(records) == 12
     chosen = set()
@@ -96,7 +105,9 @@ def test_find_gives_a_photos_predicted_attributes_and_boxes_in_its_pixels(traine
     points[:, 1] += 2 * np.arange(16)  # as in the file
     for ple in ("S", "K"):
         model, config = load_model(trained[ple])
+        state = torch.get_rng_state()
         found = find(model, config, photo, points)
+        assert torch.equal(torch.get_rng_state(), state)
         again = find(model, config, read_image(photo), torch.from_numpy(points))
         with Image.open(photo) as opened:
             assert found == again == find(model, config, opened, points)
@@ -104,7 +115,7 @@ def test_find_gives_a_photos_predicted_attributes_and_boxes_in_its_pixels(traine
             other = find(model, config, photo, points, **more)
             assert [one["box"] for one in other] != [one["box"] for one in found]
         options = words("--panels 0 --json l.json --threshold 0.2 0.4")
-        options += ["--keypoints", tmp_path / "k.npz"] if ple == "K" else []
+        options += ["--keypoints", tmp_path / "k.npz"]
         succeed("localize.py", trained[ple], photo, *options)
         records = read_json("l.json")["records"]
         assert len(found) == len(records) > 0
@@ -115,15 +126,13 @@ def test_find_gives_a_photos_predicted_attributes_and_boxes_in_its_pixels(traine
             assert same["probability"] == pytest.approx(record["probability"], abs=1e-5)
             assert list(same["box"]) == record["boxes"][0]
         succeed("localize.py", trained[ple], photo, *options, "--cam", "grad-cam")
+        assert not Path("runs/panels").exists()
         averaged = find(model, config, photo, points, cam="grad-cam", threshold=0.2)
         by_name = {record["attribute"]: record for record in read_json("l.json")["records"]}
         for one in averaged:
             assert by_name[one["attribute"]]["boxes"][0] == list(one["box"])
     assert records[0]["image"] == str(photo)
     assert all(record["true_box"] is None and "IoU" not in record for record in records)
-    with pytest.raises(ValueError, match="keypoints"):
-        find(model, config, photo)
-    assert "--keypoints" in refuse("localize.py", trained["K"], photo)
 
 
 def test_tab10_is_of_both_populations_and_the_mean_over_attributes():
@@ -171,14 +180,14 @@ def test_fig07_models_side_by_side(trained, tmp_path, monkeypatch):
     hats = np.flatnonzero(np.isfinite(split.boxes[:, split.attributes.index("Hat"), 0]))
     files = sorted((tmp_path / "p").iterdir())
     assert [split.names[i] in file.stem for i, file in zip(hats, files, strict=False)] == [True] * 2
-    with Image.open(files[0]) as image:  # the image and a tile per model
-        assert image.width == 5 * (TILE + 4) - 4
+    with Image.open(files[0]) as image:  # the image, room for names, and a tile per model
+        assert image.width == 300 + 190 + 4 * (TILE + 4)
     assert [result["config"]["ple"] for result in read_json("l.json")] == ["none", "R", "K", "S"]
     # Not of models that see other images.
     checkpoint = load(trained["R"])
     checkpoint["config"]["size"] = [32, 24]
     torch.save(checkpoint, tmp_path / "small.pt")
-    monkeypatch.setattr(localize, "walk", lambda *_: 1 / 0)  # before any work
+    monkeypatch.setattr(localize, "look_through", lambda *_: 1 / 0)  # before any work
     assert "small.pt" in refuse("localize.py", trained["S"], tmp_path / "small.pt", "--images", "2")
 
 
@@ -244,19 +253,20 @@ def test_a_photo_that_cannot_be_read_is_skipped_and_every_other_is_told_whole(tr
                 assert {record["attribute"] for record in records} == predicted
         assert len(list(Path("p").glob("panel-*.png"))) == 2
     assert results[0]["records"] == []
+    assert "0.png: nothing\n" in done.stdout
 
 
 def test_an_interrupt_keeps_what_was_found_of_photos(trained, tmp_path, monkeypatch):
     write_photos(tmp_path / "q")
-    keep, kept = localize.keep, []
+    add_image, kept = localize.add_image, []
 
     def interrupted(run, image, *arguments):
         kept.append(image)
         if len(kept) == 2:
             raise KeyboardInterrupt
-        return keep(run, image, *arguments)
+        return add_image(run, image, *arguments)
 
-    monkeypatch.setattr(localize, "keep", interrupted)
+    monkeypatch.setattr(localize, "add_image", interrupted)
     options = ["--json", "l.json", "--panels", "0"]
     done = command("localize.py", trained["S"], tmp_path / "q", *options)
     assert done.returncode == 130

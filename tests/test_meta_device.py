@@ -103,7 +103,8 @@ class Launches(TorchDispatchMode):
 
 
 def test_launches_of_ple_s_against_the_baselines():
-    """With ResNet50, AFSS frozen: 1.40 in a training step, 2.14 in inference."""
+    """With ResNet50, AFSS frozen: 1.46 in a training step, 2.40 in inference, where each group of
+    attributes is sampled in a call of its own."""
     counts = {}
     for ple in ("none", "S"):
         state, train_epoch, images, keypoints = on_meta(ple, "resnet50")
@@ -121,4 +122,4 @@ def test_launches_of_ple_s_against_the_baselines():
         counts[ple] = one.count - none.count, inference.count
     ratios = [ours / base for ours, base in zip(counts["S"], counts["none"], strict=True)]
     assert ratios[0] < 1.53
-    assert ratios[1] < 2.2
+    assert ratios[1] < 2.5

@@ -120,10 +120,25 @@ def test_a_file_that_is_no_state_dict_of_the_network_is_named(tmp_path, content)
         sspnet.Backbone("resnet18", tmp_path / "bad.pt")
 
 
+def test_weights_are_read_on_the_cpu_and_imagenets_are_the_first_of_torchvision(monkeypatch):
+    """A GPU's file on a machine without one; V1, which the paper's baseline started from."""
+    asked = []
+    monkeypatch.setattr(torch, "load", lambda *_, **options: asked.append(options))
+    sspnet.read_tensors("file.pt")
+    assert asked == [{"map_location": "cpu", "weights_only": True}]
+    net = get_model("resnet18")
+    monkeypatch.setattr(sspnet, "get_model", lambda name, **given: asked.append(given) or net)
+    sspnet.Backbone("resnet18", "imagenet")
+    assert asked[1:] == [{"weights": "IMAGENET1K_V1"}]
+
+
 def test_a_file_that_lacks_a_layer_is_refused(tmp_path):
     """All of a resnet18's names are in a resnet34, which has more."""
-    torch.save(get_model("resnet18").state_dict(), tmp_path / "18.pt")
-    with pytest.raises(ValueError, match=r"18\.pt: layer1\.2.* is missing"):
+    state = get_model("resnet18").state_dict()
+    older = {name: t for name, t in state.items() if not name.endswith("num_batches_tracked")}
+    torch.save(older, tmp_path / "18.pt")  # which an older torch did not count
+    sspnet.Backbone("resnet18", tmp_path / "18.pt")
+    with pytest.raises(ValueError, match=r"18\.pt: .*layer1\.2"):
         sspnet.Backbone("resnet34", tmp_path / "18.pt")
 
 
@@ -254,20 +269,26 @@ def test_without_offsets_the_prior_points_themselves_are_read():
     """PLE-K's keypoints; PLE-S's grid, which at ratio 1 is the region of PLE-R."""
     torch.manual_seed(6)
     x, keypoints = torch.randn(1, 4, 16, 6), torch.rand(1, 16, 2) * 5
-    (feature,) = PLE_K(4, offsets=False)(x, ["head"], keypoints)
+    feature = PLE_K(4, offsets=False)(x, "head", keypoints)
     for k, n in enumerate(sspnet.KEYPOINT_GROUPS["head"]):
         assert_close(feature[0, :, k], value_at(x[0], *keypoints[0, n].tolist()))
-    grids, regions = PLE_S(4, ratio=1, offsets=False)(x, GROUPS), sspnet.PLE_R()(x, GROUPS)
-    assert_close(grids, [region.contiguous() for region in regions], atol=1e-5, rtol=1e-5)
+    for ple in ("K", "S"):  # each of the two is what it is called
+        model = random_model(ple, offsets=False)
+        assert (model.ple.sample is bilinear_sample, model.ple.prior) == (True, True)
+        model = random_model(ple, prior=False)
+        assert (model.ple.sample is bilinear_sample, model.ple.prior) == (False, False)
+    for group in GROUPS:
+        grid = PLE_S(4, ratio=1, offsets=False)(x, group)
+        assert_close(grid, sspnet.PLE_R()(x, group), atol=1e-5, rtol=1e-5, check_stride=False)
 
 
 @torch.no_grad()
 def test_without_prior_each_group_is_seen_as_all_is():
     x, keypoints = torch.randn(2, 4, 16, 6), torch.rand(2, 16, 2) * 5
     for PLE in (sspnet.PLE_R, lambda **prior: PLE_K(4, **prior), lambda **prior: PLE_S(4, **prior)):
-        (expected,) = PLE()(x, ["all"], keypoints)
-        for feature in PLE(prior=False)(x, GROUPS, keypoints):
-            assert_close(feature, expected)
+        expected = PLE()(x, "all", keypoints)
+        for group in GROUPS:
+            assert_close(PLE(prior=False)(x, group, keypoints), expected)
 
 
 @pytest.mark.parametrize("ratio", [0.25, 0.5, 0.75, 1.0])
@@ -349,7 +370,7 @@ def test_eq01_a_whole_model_matches_a_slow_reference(tmp_path, ple, backbone):
         points = (keypoints + 0.5) / stride - 0.5 if model.patches else keypoints / stride
         k = [i for i, g in enumerate(FEW_GROUPS) if g == group].index(j)
         for b in range(2):
-            (region,) = model.ple(P[b : b + 1], [group], points[b : b + 1])
+            region = model.ple(P[b : b + 1], group, points[b : b + 1])
             expected = head.weight[k] @ sspnet.pyramid_pool(region)[0] + head.bias[k]
             assert_close(found[b, j], expected, atol=1e-5, rtol=1e-5)
 
@@ -361,6 +382,7 @@ def test_the_baseline_matches_a_slow_reference(tmp_path, backbone):
     net = get_model(backbone).eval()
     torch.save(net.state_dict(), tmp_path / "net.pt")
     model = Baseline(["head", "all"], backbone, tmp_path / "net.pt").eval()
+    assert model.patches == (backbone == "swin_t")
     images = torch.randn(2, 3, 62, 46)
     if backbone == "resnet18":
         C5 = reference_maps(model, net, images)[3]

@@ -13,17 +13,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TINY, Detector, command, random_images, random_model, read_json, succeed, words
+from conftest import TINY, command, random_images, random_model, read_json, succeed, words
 
-import data
 import evaluate
 import sspnet
 import train
 
 TESTS = Path(__file__).parent
 README = (TESTS.parent / "README.md").read_text(encoding="utf-8")
-PAPER = (TESTS / "paper.md").read_text(encoding="utf-8")
-PAGES = ["README.md", *(f"tests/{file.name}" for file in sorted(TESTS.glob("*.md")))]
+PAPER = (TESTS / "pages/paper.md").read_text(encoding="utf-8")
+PAGES = ["README.md", *(f"tests/pages/{file.name}" for file in sorted(TESTS.glob("pages/*.md")))]
 COPYING = README.split("\n## What to copy\n")[1].split("\n## ")[0].split("A part works")[1]
 COPIES = re.findall(r"`(\w+)` \((`[^)]+`)\)", COPYING)
 WORN = {  # as they are labelled
@@ -37,9 +36,9 @@ USES = {
     "FPN": "FPN([2, 2, 2, 2], 8)([torch.zeros(1, 2, n, n) for n in (8, 4, 2, 1)])",
     "AFSS": "a = AFSS(['head']); a.update(torch.zeros(3, 2, 1), torch.eye(2)[:, :1]); a.select()",
     "OffsetSampling": "OffsetSampling(8)(torch.zeros(1, 8, 4, 4), torch.zeros(1, 5, 2))",
-    "PLE_R": "PLE_R()(torch.zeros(1, 8, 16, 12), ['head'])",
-    "PLE_S": "PLE_S(8)(torch.zeros(1, 8, 16, 12), ['head', 'all'])",
-    "PLE_K": "PLE_K(8)(torch.zeros(1, 8, 16, 12), ['head'], torch.zeros(1, 16, 2))",
+    "PLE_R": "PLE_R()(torch.zeros(1, 8, 16, 12), 'head')",
+    "PLE_S": "PLE_S(8)(torch.zeros(1, 8, 16, 12), 'head')",
+    "PLE_K": "PLE_K(8)(torch.zeros(1, 8, 16, 12), 'head', torch.zeros(1, 16, 2))",
     "HierarchicalLoss": "HierarchicalLoss(['head', 'all'], torch.ones(2) / 2)"
     "(torch.zeros(3, 4, 2), torch.ones(4, 2)).backward",
     "response_maps": "assert response_maps(MODEL, torch.ones(1, 3, 8, 8), [1])[1][1].sum() == 1",
@@ -57,7 +56,7 @@ class Model(torch.nn.Module):
     def features(self, images):
         return [images]
 
-    def attribute_logits(self, maps, keypoints=None, apart=False):
+    def attribute_logits(self, maps, keypoints=None):
         return list(maps[0].mean((2, 3)).unbind(1))
 
     def map_of(self, attribute):
@@ -170,7 +169,6 @@ def test_help_has_three_examples_that_run_and_every_default(request, monkeypatch
     assert [option for option in options if "default" not in option] == []
     if name in ("evaluate", "localize"):
         request.getfixturevalue("quick_start")
-    monkeypatch.setattr(data, "keypointrcnn_resnet50_fpn", lambda **_: Detector())
     short = {"train": TINY, "data": words("--images 1")}.get(name, words("--images 8"))
     random_images(tmp_path, ["photo.jpg"])
     for example in examples:
@@ -235,7 +233,7 @@ def test_links_into_the_project_lead_somewhere(page):
 
 
 def test_its_line_makes_json_of_upars_pickle(tmp_path):
-    text = (TESTS / "datasets.md").read_text(encoding="utf-8")
+    text = (TESTS / "pages/datasets.md").read_text(encoding="utf-8")
     (line,) = re.findall(r"^python -c .*pickle.*$", text, re.MULTILINE)
     content = {"image_name": ["a.png"], "label": np.eye(2)[:1], "attr_name": ["a", "b"]}
     content["partition"] = {"test": [[np.zeros(1)]]}

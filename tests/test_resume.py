@@ -91,17 +91,30 @@ def test_resume_is_bit_equal_to_an_uninterrupted_run(tmp_path, monkeypatch, opti
 
 
 @pytest.mark.parametrize("split", ["train", "trainval"])
-def test_a_best_checkpoint_that_a_kill_prevented_is_written_when_resuming(tmp_path, split):
-    options = ["--ple", "none", "--epochs", "1", "--train-split", split, "--schedule", "onecycle"]
-    tiny(tmp_path / "run", *options)
-    best = load(tmp_path / "run" / "best.pt")
-    older = {**best, "epoch": 0}
-    for kept in (None, older):
-        (tmp_path / "run" / "best.pt").unlink()
-        if kept:
-            torch.save(kept, tmp_path / "run" / "best.pt")
-        tiny(tmp_path / "run", *options, "--resume")
-        assert_same(load(tmp_path / "run" / "best.pt"), best)
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_an_epoch_that_is_killed_before_last_pt_is_done_again(tmp_path, monkeypatch, split, epoch):
+    """Where best.pt and log.csv have it already; also the first."""
+    options = ["--ple", "none", "--epochs", "2", "--train-split", split, "--schedule", "onecycle"]
+    whole = tiny(tmp_path / "whole", *options)
+    written_whole = data.written_whole
+    saved = []
+
+    def killed(file):
+        saved.append(file.name)
+        if saved.count("last.pt") == epoch + 2:  # the first is written before the first epoch
+            raise ZeroDivisionError
+        return written_whole(file)
+
+    monkeypatch.setattr(data, "written_whole", killed)
+    with pytest.raises(ZeroDivisionError):
+        tiny(tmp_path / "cut", *options)
+    monkeypatch.undo()
+    assert saved[:5] == ["log.csv", "last.pt", "best.pt", "log.csv", "last.pt"]
+    assert load(tmp_path / "cut/last.pt")["epoch"] == epoch
+    assert_same(whole, tiny(tmp_path / "cut", *options, "--resume"))
+    for file in ("best.pt", "log.csv"):
+        assert (tmp_path / "cut" / file).exists()
+    assert_same(load(tmp_path / "whole/best.pt"), load(tmp_path / "cut/best.pt"))
 
 
 def test_a_resume_is_refused_with_other_labels_or_processes_or_where_best_is_lost(tmp_path):

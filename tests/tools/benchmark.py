@@ -1,7 +1,7 @@
 """Speed as ratios, each against a named reference in the same run.
 
-    python tests/benchmark.py [--device cuda] [--amp] [--quick] [--rows ROW ...]
-    python tests/benchmark.py --profile       parameters, GFLOPs and images/s of Tab. 3's models
+    python tests/tools/benchmark.py [--device cuda] [--amp] [--quick] [--rows ROW ...]
+    python tests/tools/benchmark.py --profile    parameters, GFLOPs, images/s of Tab. 3
 
 Each row times its candidates in turn, round after round, and reports the median over the rounds of
 reference / ours (above 1: ours is faster) with the lowest and the highest round. The references
@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import data  # noqa: E402
 import sspnet  # noqa: E402

@@ -1,8 +1,8 @@
 """Results side by side: the mean and spread over seeds, and the difference to the first.
 
     python evaluate.py runs/S-0/best.pt --predictions S-0.npz          # and so for each model
-    python tests/compare.py 'none-*.npz' 'R-*.npz' 'S-*.npz'
-    python tests/compare.py 'none-*.json' 'S-*.json'                   # localize.py's --json: IoU
+    python tests/tools/compare.py 'none-*.npz' 'R-*.npz' 'S-*.npz'
+    python tests/tools/compare.py 'none-*.json' 'S-*.json'    # of localize.py's --json: IoU
 
 Each argument is a file, or a pattern in quotes for the files of one model's seeds, which are the
 numbers at the ends of their names. mA and F1 are in percent, IoU at each threshold and PCC at the

@@ -1,7 +1,7 @@
 """The figures and tables of results.md, details.md and the README, from results.json.
 
     pip install matplotlib
-    python tests/figures.py        # draws .pictures/*.svg, rewrites the tables between their marks
+    python tests/tools/figures.py    # draws .pictures/*.svg, rewrites tables between their marks
 
 A table stands between `<!-- its name -->` and `<!-- end -->`. A verdict is "ahead" or "behind"
 where the 95% interval of three runs or more excludes 0, else "undecided".
@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from compare import GROUPS
 
-TESTS = Path(__file__).parent
-DATA = json.loads((TESTS / "results.json").read_text(encoding="utf-8"))
-PAGES = (TESTS / "results.md", TESTS / "details.md", TESTS.parent / "README.md")
+TESTS = Path(__file__).parents[1]
+DATA = json.loads((TESTS / "pages/results.json").read_text(encoding="utf-8"))
+PAGES = (TESTS / "pages/results.md", TESTS / "pages/details.md", TESTS.parent / "README.md")
 MODELS = ("K", "S", "R")
 WIDTH = 680  # of a figure in pixels, as GitHub shows it
 # Okabe and Ito's colours, which colour-blind readers tell apart; on white, so that a dark page is
