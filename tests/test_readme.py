@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import json
 import pickle
 import re
 import shutil
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from conftest import TINY, command, random_images, random_model, read_json, succeed, words
 
+import data
 import evaluate
 import sspnet
 import train
@@ -46,6 +48,8 @@ USES = {
     "heatmap_to_box": "assert heatmap_to_box(torch.eye(4)) == (0, 0, 4, 4)",
     "box_iou": "assert box_iou((0, 0, 2, 2), (0, 0, 2, 1)) == 0.5",
     "pyramid_pool": "assert pyramid_pool(torch.zeros(1, 8, 4, 4)).shape == (1, 40)",
+    "simcc_loss": "simcc_loss(torch.zeros(1, 16, 8), torch.zeros(1, 16, 9), torch.ones(1, 16, 2))",
+    "simcc_decode": "simcc_decode(torch.zeros(1, 16, 8), torch.zeros(1, 16, 9))",
     "grad_cam": "assert grad_cam(torch.ones(1, 8, 4, 4), torch.ones(1, 8, 4, 4)).mean() == 8",
 }
 
@@ -77,7 +81,7 @@ def code_of(names):
 def test_the_readme_lists_what_can_be_copied_and_sspnet_imports_nothing_of_the_project():
     assert {name for name, _ in COPIES} == set(USES)
     imports = re.findall(r"^(?:import|from) (\w+)", Path(sspnet.__file__).read_text(), re.MULTILINE)
-    assert set(imports) == {"torch", "torchvision"}
+    assert set(imports) == {"contextlib", "torch", "torchvision"}
 
 
 @pytest.mark.parametrize("name, needs", COPIES)
@@ -91,7 +95,7 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```", README + PAPER, re.MULTILINE | re.
 
 
 def test_its_first_commands_name_what_three_people_wear(tmp_path):
-    """The published S, then K with keypoints."""
+    """The published models, K with the keypoints of the published SimCC."""
     lines = re.findall(r"^python (localize\.py .*people\S*?)(?: +#.*)?$", README, re.MULTILINE)
     assert len(lines) == 2
     for line in lines:
@@ -142,18 +146,23 @@ def test_onnx_files_agree_with_torch_for_any_batch(ple):
     """In ONNX Runtime."""
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    model, config = random_model("none", "thin"), {"size": [64, 48], "ple": ple}
+    model = random_model("none", "thin")
+    config = {"size": [64, 48], "ple": ple, "attributes": ["a", "b"]}
     if ple == "published":
-        model, config = evaluate.load_model()
+        model, published = evaluate.load_model(TESTS.parent / ".weights/pa100k-S.pt")
+        config = {key: published[key] for key in config}
     elif ple != "none":
         model = sspnet.SSPNet(["head", "all"], ple, PooledBackbone(), channels=8)
     evaluate.export_onnx(model.eval(), config, "model.onnx")
     session = runtime.InferenceSession("model.onnx")
     inputs = [x.name for x in session.get_inputs()]
-    assert len(inputs) == (2 if ple == "K" else 1)
+    assert inputs == ["images", "keypoints"][: 2 if ple == "K" else 1]
     given = (torch.randn(5, 3, *config["size"]), torch.rand(5, 16, 2) * 48)[: len(inputs)]
     values = [tensor.numpy() for tensor in given]
-    (found,) = session.run(None, dict(zip(inputs, values, strict=True)))
+    (found,) = session.run(["logits"], dict(zip(inputs, values, strict=True)))
+    told = session.get_modelmeta().custom_metadata_map
+    for key, value in {**config, "mean": data.MEAN, "std": data.STD}.items():
+        assert key == "ple" or json.loads(told[key]) == value
     with torch.inference_mode():
         expected = model(*given)
     torch.testing.assert_close(torch.from_numpy(found), expected, atol=1e-4, rtol=1e-4)

@@ -141,6 +141,21 @@ def test_a_published_file_answers_as_its_checkpoint_and_names_no_folder(trained,
     torch.testing.assert_close(*answers, atol=0.02, rtol=0.02)
 
 
+def test_cocos_points_become_mpiis():
+    """A person standing straight, 100 high: each point against its place by hand."""
+    coco = words("50,10 52,8 48,8 54,12 46,12 60,20 40,20 65,35 35,35 66,50 34,50")
+    coco += words("55,50 45,50 55,75 45,75 55,95 45,95")
+    face = (10 + 8 + 8 + 12 + 12) / 5
+    neck, top = 20 + 0.45 * (face - 20), 20 + 1.65 * (face - 20)
+    mpii = words(f"45,95 45,75 45,50 55,50 55,75 55,95 50,50 50,20 50,{neck} 50,{top}")
+    mpii += words("34,50 35,35 40,20 60,20 65,35 66,50")
+    found, expected = (torch.tensor([[*map(float, p.split(","))] for p in x]) for x in (coco, mpii))
+    torch.testing.assert_close(pretrained.coco_to_mpii() @ found, expected)
+    torch.testing.assert_close(
+        pretrained.coco_to_mpii().sum(1), torch.ones(16)
+    )  # moving the person moves all points alike
+
+
 def test_the_pages_numbers_are_those_of_results_json():
     """Every table is made anew; results.md has no decimals elsewhere."""
     pages = {page: page.read_text(encoding="utf-8") for page in figures.PAGES}

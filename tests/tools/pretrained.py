@@ -72,6 +72,22 @@ def publish(checkpoint, out):
         )
 
 
+def coco_to_mpii():
+    """(16, 17): MPII's points as means of COCO's 17. Those that COCO lacks lie on the line from the
+    shoulders' middle (thorax) to the face's, upper neck at 0.45 of the way, head top at 1.65."""
+    matrix = torch.zeros(16, 17)
+    face = torch.zeros(17)
+    mpii = [0, 1, 2, 3, 4, 5, 10, 11, 12, 13, 14, 15]
+    coco = [16, 14, 12, 11, 13, 15, 10, 8, 6, 5, 7, 9]  # their ankle to ankle, wrist to wrist
+    matrix[mpii, coco] = 1
+    matrix[6, [11, 12]] = 1 / 2  # pelvis
+    matrix[7, [5, 6]] = 1 / 2  # thorax
+    face[:5] = 1 / 5
+    matrix[8] = matrix[7] + 0.45 * (face - matrix[7])
+    matrix[9] = matrix[7] + 1.65 * (face - matrix[7])
+    return matrix
+
+
 class Scenes(torch.utils.data.Dataset):
     """PA-100K's training images for SimCC: item i is (image (3, 128, 96) uint8, points (16, 2)).
 
