@@ -4,11 +4,15 @@
     python tests/tools/compare.py 'none-*.npz' 'R-*.npz' 'S-*.npz'
     python tests/tools/compare.py 'none-*.json' 'S-*.json'    # of localize.py's --json: IoU
 
-Each argument is a file, or a pattern in quotes for the files of one model's seeds, which are the
-numbers at the ends of their names. mA and F1 are in percent, IoU at each threshold and PCC at the
-first are of true boxes; "p > 0.5": of those whose attribute is predicted. A difference is the mean
-of those within the seeds that both models have: a seed moves all models together. Brackets hold its
-95% interval, over images (a paired bootstrap) and seeds together; of one seed, over images alone.
+    python tests/tools/compare.py 'none-*.npz' 'S-*.npz' --record one --models baseline S
+
+The last writes the figures of each seed and the differences into results.json, under the name of a
+setting and those of the models. Each argument is a file, or a pattern in quotes for the files of
+one model's seeds, which are the numbers at the ends of their names. mA and F1 are in percent, IoU
+at each threshold and PCC at the first are of true boxes; "p > 0.5": of those whose attribute is
+predicted. A difference is the mean of those within the seeds that both models have: a seed moves
+all models together. Brackets hold its 95% interval, over images (a paired bootstrap) and seeds
+together; of one seed, over images alone.
 """
 
 import argparse
@@ -21,6 +25,7 @@ from pathlib import Path
 import numpy as np
 
 GROUPS = ("head", "torso", "bottom", "all")
+RESULTS = Path(__file__).parents[1] / "pages/results.json"
 
 
 def open_predictions(file):
@@ -177,8 +182,62 @@ def compare(patterns, draws=1000):
     return lines
 
 
+def keys_of(head):
+    """Where results.json has the figure of a heading."""
+    if head in GROUPS:
+        return "groups", head
+    if head.startswith("IoU at "):
+        return "IoU", head.removeprefix("IoU at ")
+    return ("PCC, predicted" if head == "PCC, p > 0.5" else head,)
+
+
+def record(patterns, setting, models, file=RESULTS, draws=1000):
+    """Writes into results.json the figures of each seed, (setting, model, seed), and each model's
+    differences to the first. What is there of them is replaced."""
+    content = json.loads(file.read_text(encoding="utf-8"))
+    heads, measured = measure(patterns, draws)
+    kept = [
+        (j, keys_of(h)) for j, h in enumerate(heads) if not h.endswith(", p > 0.5") or "PCC" in h
+    ]
+    digits = 3 if heads[0].startswith("IoU") else 2
+    for pattern, model, found in zip(patterns, models, measured, strict=True):
+        values, within, intervals = found
+        for seed, figures in zip(open_model(pattern), values, strict=True):
+            of_run = {"setting": setting, "model": model, "seeds": [int(seed or 0)]}
+            same = [r for r in content["trainings"] if {**r, **of_run} == r and "note" not in r]
+            run = same[0] if same else of_run
+            if not same:
+                content["trainings"].append(run)
+            for j, keys in kept:
+                place = run.setdefault(keys[0], {}) if len(keys) > 1 else run
+                place[keys[-1]] = round(float(figures[j]), digits)
+        for j, keys in kept:
+            metric = keys[-1] if keys[0] != "IoU" else "IoU"
+            if model == models[0] or (keys[0] == "IoU" and keys[1] != "0.2"):
+                continue
+            about = {"setting": setting, "model": model, "minus": models[0], "metric": metric}
+            rest = [r for r in content["differences"] if {**r, **about} != r or "note" in r]
+            runs = [round(float(value), digits) for value in within[:, j]]
+            mean, *ends = [round(float(value), digits) for value in intervals[j]]
+            new = {**about, "n": len(runs), "mean": mean, "runs": runs}
+            if len(runs) > 2:
+                new["interval"] = ends
+            content["differences"] = [*rest, new]
+    parts = []
+    for key, value in content.items():  # a record a line
+        rows = [json.dumps(row) for row in value] if isinstance(value, list) else []
+        joined = "[\n" + ",\n".join(rows) + "\n]" if rows else json.dumps(value)
+        parts.append(f"{json.dumps(key)}: {joined}")
+    file.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
+
+
 if __name__ == "__main__":
     as_written = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
     parser.add_argument("results", nargs="+", help="files of evaluate.py or localize.py")
-    print("\n".join(compare(parser.parse_args().results)))
+    parser.add_argument("--record", metavar="SETTING", help="write into results.json")
+    parser.add_argument("--models", nargs="+", help="the models' names there, one a pattern")
+    args = parser.parse_args()
+    print("\n".join(compare(args.results)))
+    if args.record:
+        record(args.results, args.record, args.models)
