@@ -71,8 +71,8 @@ def test_a_record_has_the_boxes_of_the_outputs_that_stand_for_its_attribute(back
     output_indices = [sorted(pair, key=logits.__getitem__) for pair in ([3, 0], [1, 4])]
     thresholds, records = [0.3, 0.6], []
     for index, (item,), crops, _ in together_loader(split, [(64, 48)], 4):
-        given = model, split, output_indices, index, item, crops, [0, 1], thresholds
-        for _, found in find_boxes(*given):
+        run = {"model": model, "split": split, "outputs": output_indices, "wanted": [0, 1]}
+        for _, found in find_boxes(run, index, item, crops, thresholds):
             records += found
     assert len(records) == 12
     chosen = set()

