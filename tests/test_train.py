@@ -277,7 +277,9 @@ def test_pa100k_end_to_end_with_keypoints(tmp_path):
 def test_an_attribute_that_is_on_everybody_or_nobody_trains_and_is_told(tmp_path):
     conftest.write_csv(tmp_path, rows=("a.png,1,0", "b.png,1,0"))
     options = ["--dataset", "csv", "--data", tmp_path, *SMALL, "--ple", "R", "--out", "run"]
-    assert "in training: Hat, boots\n" in succeed("train.py", *options)
+    printed = succeed("train.py", *options)
+    assert "in training: Hat, boots\n" in printed
+    assert "1 steps are few: give more --epochs" in printed
     evaluated = succeed("evaluate.py", "run/best.pt", "--json", "r.json")
     assert "no positives or no negatives" in evaluated
     assert conftest.read_json("r.json")["attributes"][1]["mA"] is None
