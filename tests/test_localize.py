@@ -70,7 +70,7 @@ def test_a_record_has_the_boxes_of_the_outputs_that_stand_for_its_attribute(back
     logits = model(first[None])[0].tolist()
     output_indices = [sorted(pair, key=logits.__getitem__) for pair in ([3, 0], [1, 4])]
     thresholds, records = [0.3, 0.6], []
-    for index, (item,), crops, _ in together_loader(split, [(64, 48)], 4):
+    for index, (item,), crops, *_ in together_loader(split, [(64, 48)], 4):
         run = {"model": model, "split": split, "outputs": output_indices, "wanted": [0, 1]}
         for _, found in find_boxes(run, index, item, crops, thresholds):
             records += found
