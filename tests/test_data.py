@@ -394,7 +394,7 @@ def test_crops_are_written_and_their_keypoints_are_in_their_pixels(bright_person
     x, y = found["small.png"][0].round().astype(int)
     assert crop[0, y, x] == 255
     shapes = []
-    monkeypatch.setattr(data, "look_at", lambda i, **_: shapes.append(i.shape) or look_at(i))
+    monkeypatch.setattr(data, "look_at", lambda i, *_: shapes.append(i.shape) or look_at(i))
     assert "2 images" in succeed("data.py", *words("--images 2 --split val --out new/k.npz"))
     assert set(shapes) == {(3, 128, 96)}
     drawn = data.load_split("synthetic", split="val", images=2, keypoints="new/k.npz")
