@@ -438,7 +438,7 @@ class SimCC(nn.Module):
 
 BINS = 2  # per pixel
 SIGMA = 2.0  # pixels, of the Gaussian targets
-NEAR = 6  # pixels: the confidence is the probability within this distance
+NEAR = 10  # pixels, see `simcc_decode`
 
 
 def bin_centres(bins, device=None):
@@ -468,18 +468,18 @@ def simcc_loss(x, y, points):
 
 
 def simcc_decode(x, y):
-    """Logits of `SimCC` -> points (B, 16, 2) in pixels of its input, the expected place of each
-    distribution, and a confidence (B, 16): the probability within `NEAR` pixels of it, of the
+    """Logits of `SimCC` -> points (B, 16, 2) in pixels of its input, the mean of the bins within
+    `NEAR` pixels of the likeliest, and a confidence (B, 16): the probability of those bins, of the
     column times of the row."""
     places = []
     confidence = 1
     for logits in (x, y):
-        probability = logits.softmax(-1)
         centres = bin_centres(logits.shape[-1], logits.device)
-        place = (probability * centres).sum(-1)
-        near = (centres - place.unsqueeze(-1)).abs() <= NEAR
-        confidence = confidence * (probability * near).sum(-1)
-        places.append(place)
+        likeliest = centres[logits.argmax(-1)].unsqueeze(-1)
+        near = logits.softmax(-1) * ((centres - likeliest).abs() <= NEAR)
+        share = near.sum(-1)
+        places.append((near * centres).sum(-1) / share)
+        confidence = confidence * share
     return torch.stack(places, -1), confidence
 
 
