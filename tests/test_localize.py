@@ -11,6 +11,7 @@ from conftest import (
     ATTRIBUTES,
     command,
     load,
+    person_image,
     random_model,
     read_json,
     refuse,
@@ -21,6 +22,7 @@ from conftest import (
 from PIL import Image, ImageFile
 from torch.testing import assert_close
 
+import data
 import localize
 from data import Pedestrians, Split, normalize, read_image, synthetic, together_loader
 from evaluate import load_model
@@ -133,6 +135,32 @@ def test_find_gives_a_photos_predicted_attributes_and_boxes_in_its_pixels(traine
             assert by_name[one["attribute"]]["boxes"][0] == list(one["box"])
     assert records[0]["image"] == str(photo)
     assert all(record["true_box"] is None and "IoU" not in record for record in records)
+
+
+def test_boxes_are_in_the_photos_own_pixels_also_where_it_was_cropped(trained, bright_person):
+    """And as EXIF turns it."""
+    pixels = person_image((60, 50, 90, 150))
+    model, config = load_model(trained["K"])
+    image, points, crop = data.look_at(read_image(pixels), crop=True)
+    expected = find(model, config, image, points, crop=False)  # points with a confidence
+    found = find(model, config, pixels)
+    assert len(found) == len(expected) > 0
+    for one, other in zip(found, expected, strict=True):
+        assert one["box"] == localize.moved(other["box"], *crop[:2])
+    turned = Image.Exif()
+    turned[0x0112] = 6  # stored lying, shown standing
+    lying = Image.fromarray(pixels).transpose(Image.Transpose.ROTATE_90)
+    lying.save("p.png", exif=turned)
+    assert find(model, config, "p.png") == found
+    for option, part in (("--crop", list(crop)), ("--no-crop", [0, 0, 150, 200])):
+        succeed("localize.py", trained["K"], "p.png", option, *words("--json l.json --panels 0"))
+        (photo,) = read_json("l.json")["photos"]
+        assert photo["crop"] == part
+        first, last = photo["keypoints"][0][:2], photo["keypoints"][15][:2]
+        assert [*first, *last] == pytest.approx([60, 50, 89, 149], abs=2)
+        if option == "--crop":
+            boxes = [record["boxes"][0] for record in read_json("l.json")["records"]]
+            assert sorted(boxes) == sorted(list(one["box"]) for one in found)
 
 
 def test_tab10_is_of_both_populations_and_the_mean_over_attributes():

@@ -4,6 +4,7 @@ import copy
 import math
 
 import conftest
+import numpy as np
 import pytest
 import torch
 from conftest import SMALL, TINY, load, refuse, steps_of, succeed, tiny, words, write_pa100k
@@ -272,6 +273,22 @@ def test_pa100k_end_to_end_with_keypoints(tmp_path):
         succeed(name, "run/best.pt")
     more = words("--ple R --train-split trainval --out both")
     assert "12 images" in succeed("train.py", *options, *more)
+
+
+def test_ple_k_without_a_file_takes_simccs_points_and_keeps_them(tmp_path, monkeypatch):
+    write_pa100k(tmp_path, counts=(8, 4, 4))
+    options = ["train.py", "--data", tmp_path, *SMALL, *words("--ple K --out run")]
+    assert succeed(*options).count("SimCC finds them") == 2  # training and validation images
+    with np.load("run/keypoints.npz") as archive:
+        assert sorted(archive["names"]) == [f"{i:06d}.jpg" for i in range(1, 13)]
+        assert archive["keypoints"].shape == (12, 16, 3)
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "find_points", lambda image: 1 / 0)
+        succeed(*options, "--resume")  # which looks at no image again
+    for name in ("evaluate.py", "localize.py"):
+        done = conftest.command(name, "run/best.pt")
+        assert done.returncode == 0
+        assert done.stderr.count("SimCC finds them") == 1
 
 
 def test_an_attribute_that_is_on_everybody_or_nobody_trains_and_is_told(tmp_path):
