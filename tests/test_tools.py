@@ -10,7 +10,7 @@ import numpy as np
 import pretrained
 import pytest
 import torch
-from conftest import load, words
+from conftest import load, read_json, words
 
 import data
 from evaluate import group_means, load_model, metrics
@@ -70,6 +70,35 @@ def test_an_interval_covers_the_truth_95_times_in_100(together, seeds, image_dev
         _, low, high = compare.interval(ours - base, image_deviation)
         covered += low <= 0 <= high
     assert 0.93 < covered / 4000 < 0.985
+
+
+def test_compare_records_each_seed_and_the_differences(tmp_path):
+    """What is there of them is replaced; other records stay as they are."""
+    labels = (np.random.default_rng(0).random((100, 3)) < 0.4).astype(np.float32)
+    for name, skill in (("none", 0.7), ("S", 0.8)):
+        for seed in range(3):
+            write_predictions(tmp_path / f"{name}-{seed}.npz", labels, seed, skill)
+    other = {"setting": "other", "model": "S", "seeds": [0], "mA": 1.0, "note": "kept"}
+    data.write_json("r.json", {"about": "x", "trainings": [other], "differences": []})
+    patterns = [str(tmp_path / "none-*.npz"), str(tmp_path / "S-*.npz")]
+    for _ in range(2):
+        compare.record(patterns, "new", ["baseline", "S"], Path("r.json"), 100)
+    content = read_json("r.json")
+    _, (none, S) = compare.measure(patterns, 100)
+    assert content["trainings"][0] == other
+    found = content["trainings"][1:]
+    assert [(run["model"], *run["seeds"]) for run in found] == [
+        *(("baseline", seed) for seed in range(3)),
+        *(("S", seed) for seed in range(3)),
+    ]
+    for run, values in zip(found, [*none[0], *S[0]], strict=True):
+        measured = [run["mA"], run["F1"], run["groups"]["head"], run["groups"]["all"]]
+        assert measured == pytest.approx(values, abs=0.006)
+    by_metric = {record["metric"]: record for record in content["differences"]}
+    assert list(by_metric) == ["mA", "F1", "head", "all"]
+    assert by_metric["mA"]["n"] == 3
+    ends = [by_metric["mA"]["mean"], *by_metric["mA"]["interval"]]
+    assert ends == pytest.approx(S[2][0], abs=0.006)
 
 
 def test_compare_of_boxes_takes_the_mean_over_attributes(tmp_path):
