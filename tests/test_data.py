@@ -330,7 +330,8 @@ def test_an_image_is_cropped_where_its_person_is_small_and_seen(bright_person):
     image, points, box = data.look_at(torch.zeros_like(small), given, crop=True)
     assert image.shape[1:] == (box[3] - box[1], box[2] - box[0])
     assert torch.equal(points[:, :2] + torch.tensor(box[:2]), given)
-    assert data.person_box(torch.zeros(16, 2), 200, 150) == (0, 0, 1, 1)  # never empty
+    for beside, box in ((0.0, (0, 0, 1, 1)), (500.0, (149, 199, 150, 200))):  # never empty
+        assert data.person_box(torch.full((16, 2), beside), 200, 150) == box
 
 
 def test_finding_keypoints_goes_on_where_it_stopped_and_keeps_the_rest(monkeypatch, bright_person):
