@@ -783,5 +783,5 @@ def load_weights(net, file, classifier=()):
         state = {name: t for name, t in state.items() if not name.startswith(classifier)}
         missing, unexpected = net.load_state_dict(state, strict=False)
         for name in (*missing, *unexpected):
-            if not name.startswith(classifier) and not name.endswith("num_batches_tracked"):
+            if not name.startswith(classifier):
                 raise InputError(f"{name} is missing or unexpected")
