@@ -183,16 +183,12 @@ class AFSS(nn.Module):
     average of weights (EMA, SWA, timm's) once an epoch call
     `average.afss.set_extra_state(model.afss.get_extra_state())`."""
 
-    fixed_modes = ("P1", "P2", "P3")
-
     def __init__(self, attribute_groups, mode="group"):
         super().__init__()
-        if mode not in ("group", "attribute", *self.fixed_modes):
-            raise ValueError(f"AFSS mode {mode!r}: expected group, attribute, P1, P2 or P3")
         L = len(attribute_groups)
         self.mode = mode
-        self.selecting = mode not in self.fixed_modes
-        self.scales = [1 if self.selecting else self.fixed_modes.index(mode)] * L
+        self.selecting = mode in ("group", "attribute")
+        self.scales = [1 if self.selecting else SCALES.index(mode)] * L
         # The attributes of one unit share a scale.
         self.units = list(attribute_groups) if mode == "group" else list(range(L))
         # (4, 3, L) int64 from the first `update` on. Not a buffer: DistributedDataParallel copies
@@ -205,15 +201,13 @@ class AFSS(nn.Module):
 
     def set_extra_state(self, state):
         *scales, selecting = state.tolist()
-        fits = len(scales) == len(self.scales) and {*scales, selecting} <= {0, 1, 2}
-        if self.mode in self.fixed_modes:
-            fits = fits and scales == self.scales
+        fits = len(scales) == len(self.units) and {*scales} <= {0, 1, 2}
         if fits:  # one scale for each unit
-            fits = len(set(zip(self.units, scales, strict=True))) == len(set(self.units))
-        if not fits:
+            fits = len({*zip(self.units, scales, strict=True)}) == len({*self.units})
+        if not fits or (self.mode in SCALES and scales != self.scales):
             raise ValueError(f"AFSS state {state.tolist()}: contradicts mode {self.mode}")
-        self.scales = [int(scale) for scale in scales]
-        self.selecting = bool(selecting) and self.mode not in self.fixed_modes
+        self.scales = scales
+        self.selecting = bool(selecting) and self.mode not in SCALES
 
     @torch.no_grad()
     def update(self, logits, labels):
@@ -655,21 +649,16 @@ class HierarchicalLoss(nn.Module):
 
     def __init__(self, attribute_groups, positive_ratio):
         super().__init__()
-        positive_ratio = torch.as_tensor(positive_ratio)
-        L = len(positive_ratio)
-        if len(attribute_groups) != L:
-            raise ValueError(f"loss: {len(attribute_groups)} groups, expected one for each of {L}")
-        rows = []
-        for group in sorted(set(attribute_groups)):
-            rows.append([float(other == group) for other in attribute_groups])
-        self.register_buffer("positive_ratio", positive_ratio)
-        self.register_buffer("membership", torch.tensor(rows, dtype=positive_ratio.dtype))  # (G, L)
+        self.register_buffer("positive_ratio", torch.as_tensor(positive_ratio))
+        self.attribute_groups = list(attribute_groups)
 
     def forward(self, logits, labels):
         """logits (..., B, L), labels (B, L) -> a scalar."""
-        by_attribute = weighted_bce(logits, labels, self.positive_ratio)
-        by_group = (self.membership * by_attribute).sum(1)  # Loss_g
-        return by_group.sum()
+        by_attribute = weighted_bce(logits, labels, self.positive_ratio).unbind()
+        by_group = dict.fromkeys(self.attribute_groups, 0)  # Loss_g
+        for group, loss in zip(self.attribute_groups, by_attribute, strict=True):
+            by_group[group] = by_group[group] + loss
+        return sum(by_group.values())
 
 
 # ---- Response maps (Sec. 3.2.5, Eq. 2 and 13)

@@ -165,22 +165,16 @@ class Scenes(torch.utils.data.Dataset):
         return image, points
 
 
-def resized_images(split):
-    """A split's images at SimCC's size: (N, 3, 128, 96) uint8, 3 GB of PA-100K's training."""
+def resized(split):
+    """A split's images at SimCC's size, (N, 3, 128, 96) uint8, 3 GB of PA-100K's training, and its
+    keypoints in their pixels (N, 16, 2)."""
     images = np.empty((len(split.images), 3, *sspnet.SimCC.size), np.uint8)
+    points = []
     for i, file in enumerate(data.progress(split.images, "image")):
-        images[i] = data.resize(data.read_image(file), torch.zeros(16, 2), sspnet.SimCC.size)[0]
-    return images
-
-
-def resized_points(split):
-    """A split's keypoints in pixels of SimCC's input: (N, 16, 2)."""
-    height, width = sspnet.SimCC.size
-    points = np.empty((len(split.images), 16, 2), np.float32)
-    for i, file in enumerate(split.images):
-        h, w = data.image_size(file)
-        points[i] = (split.keypoints[i] + 0.5) * (width / w, height / h) - 0.5
-    return torch.from_numpy(points)
+        given = torch.from_numpy(split.keypoints[i])
+        images[i], moved = data.resize(data.read_image(file), given, sspnet.SimCC.size)
+        points.append(moved)
+    return images, torch.stack(points)
 
 
 def distances(model, images, points):
@@ -207,14 +201,13 @@ def simcc(args):
         model.load_state_dict(given)
     train_split = data.load_split("pa100k", args.data, "train", args.keypoints)
     val_split = data.load_split("pa100k", args.data, "val", args.keypoints)
-    images = resized_images(train_split)
-    val_images = resized_images(val_split)
-    val_points = resized_points(val_split)
+    images, points = resized(train_split)
+    val_images, val_points = resized(val_split)
     model = model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameters(), args.lr, fused=True)
     steps = len(images) // 32
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, args.passes * steps)
-    scenes = Scenes(images, resized_points(train_split))
+    scenes = Scenes(images, points)
     for number in range(args.passes):
         scenes.seed = args.seed, number
         batches = torch.utils.data.DataLoader(scenes, 32, shuffle=True, drop_last=True)
@@ -243,9 +236,9 @@ def keypoints(args):
     person's height (head top to lower ankle)."""
     split = data.load_split("pa100k", args.data, "test", args.keypoints)
     height, width = sspnet.SimCC.size
-    points = resized_points(split)
+    images, points = resized(split)
     mean_pose = points.mean(0) / torch.tensor([width, height])
-    found = distances(data.keypoint_network(), resized_images(split), points)
+    found = distances(data.keypoint_network(), images, points)
     print_distances("PA-100K's test images", found, 0.05)
     by_pose = (points - points.mean(0)).norm(dim=2) / height
     print_distances("PA-100K's test images, the mean pose", by_pose, 0.05)
