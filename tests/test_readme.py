@@ -25,15 +25,13 @@ TESTS = Path(__file__).parent
 README = (TESTS.parent / "README.md").read_text(encoding="utf-8")
 PAPER = (TESTS / "pages/paper.md").read_text(encoding="utf-8")
 PAGES = ["README.md", *(f"tests/pages/{file.name}" for file in sorted(TESTS.glob("pages/*.md")))]
-COPYING = README.split("\n## What to copy\n")[1].split("\n## ")[0].split("A part works")[1]
-COPIES = re.findall(r"`(\w+)` \((`[^)]+`)\)", COPYING)
+COPYING = PAPER.split("\n## What to copy\n")[1].split("\n## ")[0]
+COPIES = re.findall(r"^\| `(\w+)` \|.*\| ([^|]+) \|$", COPYING, re.MULTILINE)  # part, what it needs
 WORN = {  # as they are labelled
     "090004.jpg": {"Backpack", "Trousers", "LongSleeve"},
     "090014.jpg": {"Female", "Skirt&Dress", "LongSleeve"},
     "090298.jpg": {"Back", "Trousers", "LongSleeve"},
 }
-ALONE = re.search(r"; (.+?) need nothing", COPYING).group(1)
-COPIES += [(name, "") for name in re.findall(r"`(\w+)`", ALONE)]
 USES = {
     "FPN": "FPN([2, 2, 2, 2], 8)([torch.zeros(1, 2, n, n) for n in (8, 4, 2, 1)])",
     "AFSS": "a = AFSS(['head']); a.update(torch.zeros(3, 2, 1), torch.eye(2)[:, :1]); a.select()",
