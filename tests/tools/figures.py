@@ -250,6 +250,16 @@ def synthetic():
     return table(["", "runs", *keys], rows)
 
 
+def key():
+    """The settings' letters, and what they stand for."""
+    rows = []
+    for name, letter in LETTERS.items():
+        parts = SETTINGS[name]["label"].split(", ")
+        rows.append([letter, SETTINGS[name]["backbone"], *parts, *[""] * (5 - len(parts))])
+    heads = ["", "backbone", "training images", "size", "passes", "channels", "measured on"]
+    return table(heads, rows)
+
+
 # What others report on PA-100K: the paper's Tab. 3 and 10; PaddleClas' page on PULC's person
 # attributes, release 2.4, from ImageNet's weights, from its own, and distilled; deep-person-reid's
 # issue 474.
@@ -278,7 +288,7 @@ def card():
 
 
 TABLES = (differences, verdicts, ablations, scales, settings, means)
-TABLES += (groups, attributes, fewer, synthetic, card)
+TABLES += (groups, attributes, fewer, synthetic, key, card)
 
 
 def with_tables(page):
