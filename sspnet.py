@@ -1,6 +1,7 @@
 """SSPNet: scale and spatial priors guided pedestrian attribute recognition.
 
-Follows the paper's Section 3, in its order and with its names. Needs only torch and torchvision.
+This file follows Section 3 of the paper, in its order and with its names. It needs only torch and
+torchvision.
 
     Backbone, FPN          feature maps P1, P2, P3 at strides 4, 8, 16       Sec. 3.2.1, 3.2.2
     AFSS                   adaptive feature scale selection                  Eq. 4 (Eq. 14 for mA)
@@ -12,9 +13,9 @@ Follows the paper's Section 3, in its order and with its names. Needs only torch
     response_maps          Grad-CAM-P, to_image over the photo               Eq. 2, 13
     heatmap_to_box         boxes, box_iou against true ones                  Eq. 3, Sec. 4.5
 
-Eq. 1, a = f_A(F(Psi_b(X; theta_A); theta_S); theta_P): Psi_b is `backbone` and `fpn` with their
-weights theta_A, F is `afss` with its choice theta_S (`scales`), the spatial prior theta_P is `ple`,
-and f_A are the `heads` behind it.
+Eq. 1, a = f_A(F(Psi_b(X; theta_A); theta_S); theta_P): Psi_b is `backbone` and `fpn` with weights
+theta_A, F is `afss` with its choice theta_S (`scales`), theta_P is the spatial prior `ple`, and f_A
+is the `heads` after it.
 
 Shapes: B images, C channels, H x W map, N prior points, M offset points, L attributes, S = 3 scales
 (in Eq. 14, P and N count labels). Points are (x, y) in pixels, whose centres are at integers.
@@ -53,10 +54,11 @@ KEYPOINT_GROUPS = {
 
 
 class Backbone(nn.Module):
-    """A torchvision network that returns C2..C5, the maps at strides 4 to 32.
+    """A torchvision network that returns C2..C5, its maps at strides 4 to 32.
+
     weights: None (random), "imagenet" (torchvision downloads them) or the path of a state dict.
-    pyramid: False returns only C5, for the baseline. Your own backbone needs `out_channels` and may
-    set `patches`, see `upsample`."""
+    pyramid: False returns only C5, for the baseline. A backbone of your own needs `out_channels`
+    and may set `patches`, see `upsample`."""
 
     swins = ("swin_t", "swin_s", "swin_b")
     names = ("resnet18", "resnet34", "resnet50", "resnet101", *swins, "mobilenet_v2")
@@ -82,7 +84,7 @@ class Backbone(nn.Module):
         self.out_channels = channels if pyramid else channels[-1:]
         self.stages = nn.ModuleList(stages)
         if self.patches:
-            # Swin normalizes only its last map; the others get a new, untrained LayerNorm.
+            # Swin normalizes only its last map; each other map gets a new, untrained LayerNorm.
             self.norms = nn.ModuleList([*map(nn.LayerNorm, self.out_channels[:-1]), net.norm])
 
     def forward(self, images):
@@ -99,13 +101,13 @@ class Backbone(nn.Module):
 
 
 def upsample(x, size, factor, patches):
-    """Bilinear upsampling, map and image in register: (B, C, h, w) -> (B, C, *size).
+    """Bilinear upsampling that keeps map and image in register: (B, C, h, w) -> (B, C, *size).
 
     Which image pixels does map pixel k look at, at stride s? With `patches` (Swin) it covers pixels
-    s k to s k + s - 1, so that map and image share their edges. Without (ResNet's padded, strided
-    convolutions) it is centred on pixel s k, so that upsampling puts it at k factor; shared edges
-    would shift C5 by 14 image pixels on its way to P1. Past the last map pixel its value is held.
-    """
+    s k to s k + s - 1, so map and image share their edges. Without them (ResNet's padded, strided
+    convolutions) it is centred on pixel s k, so upsampling puts it at k * factor; with shared edges
+    C5 would shift by 14 image pixels on its way to P1. Beyond the last map pixel, its value is
+    repeated."""
     x = torch.cat([x, x[:, :, -1:]], 2)
     x = torch.cat([x, x[:, :, :, -1:]], 3)
     h, w = x.shape[-2:]
@@ -158,10 +160,10 @@ def label_counts(logits, labels):
 
 
 def mean_accuracy(counts):
-    """Eq. 14: mA = 1/(2L) sum_i (TP_i / P_i + TN_i / N_i), here its term of each attribute i.
+    """Eq. 14: mA = 1/(2L) sum_i (TP_i / P_i + TN_i / N_i); this is the term of each attribute i.
 
-    counts (4, ..., L), see `label_counts` -> (TP / P + TN / N) / 2, (..., L), NaN for attributes
-    without positives or without negatives; `.nanmean(-1)` gives mA. The paper prints 1/(2N)."""
+    counts (4, ..., L), see `label_counts` -> (TP / P + TN / N) / 2, (..., L), which is NaN for an
+    attribute without positives or negatives; `.nanmean(-1)` gives mA. The paper prints 1/(2N)."""
     TP, P, TN, N = counts.double()
     return (TP / P + TN / N) / 2
 
@@ -169,18 +171,18 @@ def mean_accuracy(counts):
 class AFSS(nn.Module):
     """Eq. 4: x* = argmax over x in {P1, P2, P3} of mA(f_A(x), Y), for each group, after each epoch.
 
-    A group of two attributes, for example: over an epoch the predictions from P1 have mA 0.70 and
-    0.60, those from P2 0.75 and 0.65, those from P3 0.80 and 0.50. The means are 0.65, 0.70, 0.65,
-    so the group takes P2. In AFSS* each attribute chooses alone: P3 and P2.
+    For example, in a group of two attributes: over an epoch, the predictions from P1 have mA 0.70
+    and 0.60, those from P2 0.75 and 0.65, and those from P3 0.80 and 0.50. The means are 0.65, 0.70
+    and 0.65, so the group takes P2. In AFSS* each attribute chooses alone: P3 and P2.
 
-    Call `update` after every step and `select` after every epoch, on every process. If you never
-    call them, every attribute uses P2. With a fixed mode or a frozen choice (`selecting = False`)
-    they do nothing. `scales[j]` (0, 1 or 2) is the choice for attribute j, a Python int: scales
-    that no attribute has chosen are not computed.
+    Call `update` after every step and `select` after every epoch, on every process. Without these
+    calls every attribute uses P2. With a fixed mode or a frozen choice (`selecting = False`) they
+    do nothing. `scales[j]` (0, 1 or 2) is the choice for attribute j, a Python int; scales that no
+    attribute has chosen are not computed.
 
     mode: "group", "attribute" (a scale for each attribute, AFSS* of Tab. 1), or "P1", "P2" or "P3"
-    (fixed). The state dict holds the choice and whether it is frozen, not as a buffer: with an
-    average of weights (EMA, SWA, timm's) once an epoch call
+    (fixed). The state dict holds the choice and whether it is frozen, but not as a buffer: if you
+    average weights (EMA, SWA, timm's), then after each epoch call
     `average.afss.set_extra_state(model.afss.get_extra_state())`."""
 
     def __init__(self, attribute_groups, mode="group"):
@@ -191,12 +193,12 @@ class AFSS(nn.Module):
         self.scales = [1 if self.selecting else SCALES.index(mode)] * L
         # The attributes of one unit share a scale.
         self.units = list(attribute_groups) if mode == "group" else list(range(L))
-        # (4, 3, L) int64 from the first `update` on. Not a buffer: DistributedDataParallel copies
-        # process 0's buffers to all processes before each forward pass, over local counts.
+        # (4, 3, L) int64 after the first `update`. Not a buffer: before each forward pass,
+        # DistributedDataParallel overwrites the buffers of all processes with those of process 0.
         self.counts = None
 
     def get_extra_state(self):
-        """For the state dict: the L scales, then 1 while selecting; (L + 1,) int64."""
+        """For the state dict: the L scales, then 1 while selecting, else 0; (L + 1,) int64."""
         return torch.tensor([*self.scales, int(self.selecting)])
 
     def set_extra_state(self, state):
@@ -222,8 +224,8 @@ class AFSS(nn.Module):
         self.counts = counts if self.counts is None else self.counts + counts
 
     def select(self):
-        """Chooses by the epoch's counts, of all processes, and clears them. Returns mA, (3, L), or
-        None where nothing was counted. A group whose mA is undefined (NaN) keeps its scale."""
+        """Chooses by the epoch's counts, summed over all processes, and clears them. Returns mA
+        (3, L), or None if nothing was counted. A group whose mA is NaN keeps its scale."""
         if not self.selecting or self.counts is None:
             return None
         if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -241,7 +243,7 @@ class AFSS(nn.Module):
 
 
 # ---- Prior location extraction (Sec. 3.2.3, Eq. 5-9)
-# Each PLE takes the map x*_g and the group g. What it returns goes to Psi_agr, `pyramid_pool`:
+# Each PLE takes the map x*_g and the group g. Psi_agr, `pyramid_pool`, takes what it returns:
 #   F_g = Psi_agr(Phi(x*_g, R_g))      Eq. 5, R_g the group's rows
 #   F_g = Psi_agr(Phi(x*_g, P_n))      Eq. 7 and 9, P_n the group's keypoints or grid points
 
@@ -261,16 +263,16 @@ def bilinear_sample(x, points, W_m=None):
     """Bilinear sampling, zero outside the map: sum_m W_m x(P_m).
 
     x (B, C, H, W), points (B, N, M, 2) in pixels of x, W_m (B, N, M) -> (B, N, C). Without W_m: x
-    at points (B, N, 2). Computed in float32 or better, returned in the dtype of x. The same in
-    torch's own words, whose points run from -1 to 1 between the outer edges of the map:
+    at points (B, N, 2). Computed in float32 or better, returned in the dtype of x. torch's own
+    function, whose points run from -1 to 1 between the outer edges of the map, gives the same:
 
         place = (2 * points + 1) / torch.tensor([W, H]) - 1
         terms = F.grid_sample(x, place, align_corners=False)  # (B, C, N, M)
         return (terms * W_m[:, None]).sum(3).transpose(1, 2)
 
-    It makes all M terms, where each bag below sums 4 M corners at once: it is three to six times
-    slower on a CPU, 1.3 times on an H200 at P1 and P2."""
-    # This cast stays: from pixel 2 on, bfloat16 resolves 1/64 pixel at best, and up to torch 2.10
+    It materializes all M terms, whereas each bag below sums 4 M corners at once. That makes it
+    three to six times slower on a CPU, and 1.3 times on an H200 at P1 and P2."""
+    # Keep this cast: from pixel 2 on, bfloat16 resolves 1/64 pixel at best, and up to torch 2.10
     # CUDA has no bfloat16 gradient of `per_sample_weights`.
     dtype = torch.promote_types(x.dtype, torch.float32)
     points = points.to(dtype)
@@ -279,8 +281,8 @@ def bilinear_sample(x, points, W_m=None):
         W_m = torch.ones_like(points[..., 0])
     B, C, H, W = x.shape
     low = points.detach().floor()
-    # To integers before the clamp: a NaN then indexes some valid pixel, and its NaN share spoils
-    # this point alone.
+    # To integers before the clamp: a NaN then indexes a valid pixel, and its NaN share spoils only
+    # this point.
     corner = low.long()
     pixels = torch.stack([corner, corner + 1], -1)  # (B, N, M, 2, 2): of x and of y, neighbours
     columns = pixels[..., 0, :].clamp(0, W - 1)
@@ -306,17 +308,17 @@ def bilinear_sample(x, points, W_m=None):
 class OffsetSampling(nn.Module):
     """Eq. 6 and 8: Phi(x, P_n) = A sum_m W_m x(P_n + dP_m), shared by all groups and scales.
 
-    The paper prints sum_m A_m W_m x(P_n + dP_n): a matrix for each m, which no parameter count of
-    its Tab. 3 has room for, and an offset without m, with which all M points would be one.
-    `predict` makes the M offsets dP_m (map pixels) and weights W_m (sum 1) from x(P_n). Train it at
-    a tenth of the learning rate: at the full rate points leave the map. On CUDA the commands enable
-    TF32, which rounds this layer, too; `torch.set_float32_matmul_precision("highest")` turns it
-    off."""
+    The paper prints sum_m A_m W_m x(P_n + dP_n): a matrix for each m, although the parameter counts
+    of its Tab. 3 have no room for M of them, and an offset without m, which would make all M points
+    one. `predict` turns x(P_n) into M offsets dP_m (map pixels) and M weights W_m (sum 1). Train it
+    at a tenth of the learning rate: at the full rate, points leave the map. On CUDA the commands
+    enable TF32, which rounds this layer too;
+    `torch.set_float32_matmul_precision("highest")` turns it off."""
 
-    # Where the points start, on a ring around P_n: evenly, since points that start together get
-    # equal gradients, so stay together; and off the pixels' rows and columns, where the gradient of
-    # bilinear interpolation jumps: on PLE-S's grids at 256x192 and 128x96, with M up to 5 and ratio
-    # 0.75 or 1; not at every other size and ratio.
+    # The points start on a ring around P_n: evenly spaced, since points that start together get
+    # equal gradients and stay together, and off the pixels' rows and columns, where the gradient of
+    # bilinear interpolation jumps. The latter holds for PLE-S's grids at 256x192 and 128x96 with M
+    # up to 5 and ratio 0.75 or 1, not for every size and ratio.
     start_radius = 0.62  # map pixels
     start_angle = 13.55  # degrees
 
@@ -336,7 +338,7 @@ class OffsetSampling(nn.Module):
         dtype = x.dtype
         x = x.to(torch.promote_types(dtype, torch.float32))  # once for both samplings
         reference = bilinear_sample(x, points)  # (B, N, C)
-        # Not in autocast's bfloat16, in which an offset of 0.6 pixels moves in steps of 1/256.
+        # Not in autocast's bfloat16, where an offset of 0.6 pixels moves in steps of 1/256.
         with torch.autocast(x.device.type, enabled=False):
             predicted = self.predict(reference.to(self.predict.weight.dtype))
         offsets, weights = predicted.split([2 * self.M, self.M], 2)
@@ -374,8 +376,8 @@ class PLE_K(nn.Module):
 
 
 class PLE_S(nn.Module):
-    """Sparse prior, Eq. 8: offset sampling at a uniform grid over the group's region. ratio: grid
-    points as a share of the region's map pixels (Fig. 6). prior=False: the whole map."""
+    """Sparse prior, Eq. 8: offset sampling at a uniform grid over the group's region. ratio: the
+    number of grid points as a share of the region's pixels (Fig. 6). prior=False: the whole map."""
 
     def __init__(self, channels=256, M=3, ratio=0.75, offsets=True, prior=True):
         super().__init__()
@@ -407,9 +409,9 @@ class PLE_S(nn.Module):
 
 
 class SimCC(nn.Module):
-    """Finds the 16 MPII points of one person: for each a classification of its column and one of
-    its row, over bins finer than pixels. The two classifiers are shared by the points, as in the
-    original; they read a map of each point, made of P2 of a feature pyramid."""
+    """Finds the 16 MPII points of one person by classifying the column and the row of each, over
+    bins finer than pixels. The two classifiers are shared by all points, as in the original. They
+    read one map per point, computed from P2 of a feature pyramid."""
 
     size = (128, 96)  # H, W of its input
 
@@ -436,22 +438,22 @@ NEAR = 10  # pixels, see `simcc_decode`
 
 
 def bin_centres(bins, device=None):
-    """Where the bins are, in pixels: (bins,)."""
+    """The bins' positions in pixels: (bins,)."""
     return (torch.arange(bins, device=device) + 0.5) / BINS - 0.5
 
 
 def simcc_target(place, bins):
-    """A Gaussian around the place (...), in pixels -> (..., bins), sum 1. Of NaN, which stands for
-    nobody in the image, all bins are alike."""
+    """A Gaussian around the place (...), in pixels -> (..., bins), sum 1. For NaN, which stands for
+    an image without a person, all bins are equal."""
     distance = bin_centres(bins, place.device) - place.unsqueeze(-1)
     target = torch.exp(-0.5 * (distance / SIGMA) ** 2).nan_to_num(1)
     return target / target.sum(-1, keepdim=True).clamp(min=1e-6)
 
 
 def simcc_loss(x, y, points):
-    """Cross-entropy with the Gaussians, for columns and rows: SimCC's KL divergence but for a
-    constant. x, y: logits of `SimCC`; points (B, 16, 2) in its pixels, NaN where nobody is -> the
-    mean over the points but those outside the image, a scalar."""
+    """Cross-entropy with the Gaussians, for columns and rows: SimCC's KL divergence, apart from a
+    constant. x, y: logits of `SimCC`; points (B, 16, 2) in its pixels, NaN where there is nobody ->
+    the mean over the points inside the image, a scalar."""
     loss = torch.zeros(points.shape[:2], device=points.device)
     outside = torch.zeros_like(loss, dtype=torch.bool)
     for logits, place in ((x, points[..., 0]), (y, points[..., 1])):
@@ -462,9 +464,9 @@ def simcc_loss(x, y, points):
 
 
 def simcc_decode(x, y):
-    """Logits of `SimCC` -> points (B, 16, 2) in pixels of its input, the mean of the bins within
-    `NEAR` pixels of the likeliest, and a confidence (B, 16): the probability of those bins, of the
-    column times of the row."""
+    """Logits of `SimCC` -> points (B, 16, 2) in pixels of its input, and a confidence (B, 16). A
+    point is the mean of the bins within `NEAR` pixels of the likeliest one; its confidence is the
+    probability of those bins, the column's times the row's."""
     places = []
     confidence = 1
     for logits in (x, y):
@@ -478,9 +480,9 @@ def simcc_decode(x, y):
 
 
 def pyramid_pool(x):
-    """Psi_agr of Eq. 5, 7 and 9: max pooling over the whole input and over 4 parts of it. The parts
-    are 2x2 cells of a map (B, C, h, w) or 4 runs of points (B, C, n) -> (B, 5 C). Neighbouring
-    parts overlap where the size does not divide: 5 points give the runs 0-1, 1-2, 2-3 and 3-4."""
+    """Psi_agr of Eq. 5, 7 and 9: max pooling over the whole input and over four parts of it: 2x2
+    cells of a map (B, C, h, w), or four runs of points (B, C, n) -> (B, 5 C). If the size does not
+    divide, neighbouring parts overlap: 5 points give the runs 0-1, 1-2, 2-3 and 3-4."""
     parts = F.adaptive_max_pool2d(x, 2).flatten(2) if x.dim() == 4 else F.adaptive_max_pool1d(x, 4)
     whole = F.adaptive_max_pool1d(parts, 1)  # the maximum of the parts' maxima
     return torch.cat([whole.flatten(1), parts.flatten(1)], 1)
@@ -493,8 +495,8 @@ def pyramid_pool(x):
 #   torso    P2 (256, 32, 24)       4 to 19              14 x 21
 #   bottom   P2 (256, 32, 24)       16 to 31             14 x 21
 #   all      P3 (256, 16, 12)       0 to 15              14 x 10
-# Each group's points are sampled to (B, 256, rows, columns), pooled to F_g (B, 1280), and its head
-# makes (B, attributes of the group) of F_g.
+# Each group's points are sampled to (B, 256, rows, columns) and pooled to F_g (B, 1280), which its
+# head turns into (B, attributes of the group).
 
 
 class SSPNet(nn.Module):
@@ -503,7 +505,7 @@ class SSPNet(nn.Module):
     Args:
         attribute_groups: the group ("head", "torso", "bottom", "all") of each of the L attributes.
         ple: "R", "K" or "S"; offsets, prior: False ablates them (Tab. 2).
-        backbone, weights: see `Backbone`; or a module that returns C2 to C5, without weights.
+        backbone, weights: see `Backbone`; or a module that returns C2 to C5, and no weights.
         afss: the mode of `AFSS`; "P1", "P2" or "P3" is "without AFSS" in Tab. 2.
         M: offset points per prior point (Fig. 5). ratio: see `PLE_S` (Fig. 6).
         channels: C of P1, P2 and P3."""
@@ -550,7 +552,7 @@ class SSPNet(nn.Module):
             nn.init.zeros_(self.heads[group].bias)
 
     def features(self, images, scales=None):
-        """(B, 3, H, W) -> [P1, P2, P3]; None for scales that no attribute uses."""
+        """(B, 3, H, W) -> [P1, P2, P3], with None for scales that no attribute uses."""
         return self.fpn(self.backbone(images), self.afss.scales if scales is None else scales)
 
     def attribute_logits(self, maps, keypoints=None, scales=None):
@@ -572,7 +574,7 @@ class SSPNet(nn.Module):
 
     def forward(self, images, keypoints=None):
         """images (B, 3, H, W), for PLE-K keypoints (B, 16, 2) in their pixels -> logits (B, L). In
-        training mode (3, B, L), one per scale for AFSS to compare; (1, B, L) once it is frozen."""
+        training mode (3, B, L), one for each scale that AFSS compares, or (1, B, L) once frozen."""
         if self.training and self.afss.selecting:
             maps = self.features(images, scales=(0, 1, 2))
             L = len(self.attribute_groups)
@@ -593,9 +595,8 @@ class Baseline(nn.Module):
 
     def __init__(self, attribute_groups, backbone="resnet50", weights=None):
         super().__init__()
-        self.backbone = (
-            Backbone(backbone, weights, False) if isinstance(backbone, str) else backbone
-        )
+        is_name = isinstance(backbone, str)
+        self.backbone = Backbone(backbone, weights, pyramid=False) if is_name else backbone
         self.patches = getattr(self.backbone, "patches", False)
         self.head = nn.Linear(self.backbone.out_channels[-1], len(attribute_groups))
 
@@ -608,7 +609,7 @@ class Baseline(nn.Module):
         return list(self.head(maps[0].mean((2, 3))).unbind(1))
 
     def forward(self, images, keypoints=None):
-        """(B, 3, H, W) -> logits (B, L); in training mode (1, B, L), as SSPNet of one scale."""
+        """(B, 3, H, W) -> logits (B, L); in training mode (1, B, L), as an SSPNet of one scale."""
         logits = torch.stack(self.attribute_logits(self.features(images)), 1)
         return logits[None] if self.training else logits
 
@@ -622,15 +623,15 @@ class Baseline(nn.Module):
 
 def imbalance_weights(labels, positive_ratio):
     """Eq. 11: w_j = exp(1 - r_j) for positive labels, else exp(r_j). labels (B, L), r (L,) ->
-    (B, L). The paper prints the cases the other way round, see tests/pages/paper.md."""
+    (B, L). The paper prints the two cases the other way round, see tests/pages/paper.md."""
     return torch.where(labels > 0.5, (1 - positive_ratio).exp(), positive_ratio.exp())
 
 
 def weighted_bce(logits, labels, positive_ratio):
     """Eq. 10: Loss = -1/N sum_i sum_j w_j (Y_ij log s(a_ij) + (1 - Y_ij) log(1 - s(a_ij))), with
-    the minus sign that the paper leaves out, here before the sum over attributes j.
+    the minus sign that the paper leaves out, and before the sum over attributes j.
 
-    logits a (..., B, L), labels Y (B, L) of 0 and 1; positive_ratio (L,) of the training set ->
+    logits a (..., B, L), labels Y (B, L) of 0 and 1, positive_ratio (L,) of the training set ->
     (L,), means over images (and scales)."""
     shape = logits.shape[-2], len(positive_ratio)
     if logits.shape[-2:] != shape or labels.shape != shape:
@@ -644,8 +645,8 @@ def weighted_bce(logits, labels, positive_ratio):
 
 
 class HierarchicalLoss(nn.Module):
-    """Eq. 12: Loss_total = sum_g Loss_g, Eq. 10 on each group's attributes. Since Eq. 10 is itself
-    a sum over attributes, this equals Eq. 10 on all of them."""
+    """Eq. 12: Loss_total = sum_g Loss_g, where Loss_g is Eq. 10 on a group's attributes. Since
+    Eq. 10 is itself a sum over attributes, this equals Eq. 10 on all of them."""
 
     def __init__(self, attribute_groups, positive_ratio):
         super().__init__()
@@ -665,26 +666,26 @@ class HierarchicalLoss(nn.Module):
 
 
 def grad_cam_p(maps, gradients):
-    """Eq. 13: ReLU(sum_k da_j/dA^k(x, y) A^k(x, y)), one weight per pixel and channel. maps A and
-    gradients da_j/dA, both (B, C, H, W) -> (B, H, W). Also known as HiResCAM, arXiv 2011.08891."""
+    """Eq. 13: ReLU(sum_k da_j/dA^k(x, y) A^k(x, y)), with a weight for each pixel and channel. maps
+    A and gradients da_j/dA, (B, C, H, W) each -> (B, H, W). Known as HiResCAM, arXiv 2011.08891."""
     return (gradients * maps).sum(1).relu()
 
 
 def grad_cam(maps, gradients):
-    """Grad-CAM (Selvaraju et al. 2017): one weight per channel, the mean of its gradients."""
+    """Grad-CAM (Selvaraju et al. 2017): a weight for each channel, the mean of its gradients."""
     weights = gradients.mean((2, 3), keepdim=True)
     return (weights * maps).sum(1).relu()
 
 
 def response_maps(model, images, attributes, keypoints=None, cam=grad_cam_p):
     """A_c(X) of Eq. 2 for several attributes c of a batch: from each attribute's logit the gradient
-    goes back to the map that AFSS chose for it (C5 in the baseline). One pass serves the batch,
-    since images do not mix in evaluation mode. Works also under `torch.inference_mode()`.
+    flows back to the map that AFSS chose for it (C5 in the baseline). One pass serves the batch,
+    since images do not mix in evaluation mode. It also works under `torch.inference_mode()`.
 
     model: an SSPNet or a Baseline in evaluation mode. images (B, 3, H, W), normalized. attributes:
     indices, or a function that chooses them by the logits (B, L). keypoints (B, 16, 2) in image
-    pixels, for PLE-K -> logits (B, L), and {attribute: its response map (B, h, w)}, at the size of
-    the attribute's map."""
+    pixels, for PLE-K -> logits (B, L), and {attribute: its response map (B, h, w)}, each at the
+    size of the attribute's map."""
     if model.training:
         raise ValueError("response_maps: the model is in training mode, call model.eval() before")
     with torch.inference_mode(False):
@@ -703,27 +704,27 @@ def response_maps(model, images, attributes, keypoints=None, cam=grad_cam_p):
 
 
 def to_image(responses, stride, patches, input_size, image_size):
-    """Response maps laid over the image: (K, h, w) -> (K, H, W) in [0, 1], zero where one is
-    constant. stride, patches: of the map in the model's input, see `sspnet.upsample`. input_size,
-    image_size: (H, W) of the model's input and of the image resized to it."""
+    """Lays response maps over the image: (K, h, w) -> (K, H, W) in [0, 1]; a constant map is all
+    zeros. stride, patches: of the map in the model's input, see `upsample`. input_size, image_size:
+    (H, W) of the model's input, and of the image that was resized to it."""
     heat = upsample(responses[None].float(), input_size, stride, patches)
     if tuple(image_size) != tuple(input_size):
         heat = F.interpolate(heat, size=image_size, mode="bilinear", align_corners=False)
     heat = heat[0] - heat[0].amin((1, 2), keepdim=True)
     heat = heat / heat.amax((1, 2), keepdim=True).clamp(min=1e-20)
-    # Of a constant map, rounding errors would be stretched to [0, 1].
+    # In a constant map, rounding errors would be stretched to [0, 1].
     constant = responses.amin((1, 2)) == responses.amax((1, 2))
     return heat.masked_fill(constant[:, None, None], 0)
 
 
 # ---- Boxes (Eq. 3) and their measure (Sec. 4.5, Tab. 10)
 
-THRESHOLD = 0.2  # of the heat map, which spans 0 to 1: pixels at or above it are in the box
+THRESHOLD = 0.2  # of the heat map, which spans 0 to 1: pixels at or above it are inside the box
 
 
 def heatmap_to_box(heat, threshold=THRESHOLD):
-    """f_orm of Eq. 3: the outer rectangle of all pixels at or above the threshold, of which the
-    paper says nothing. heat (H, W) in [0, 1] -> (left, top, right, bottom), or None."""
+    """f_orm of Eq. 3: the rectangle around all pixels at or above the threshold, which the paper
+    does not name. heat (H, W) in [0, 1] -> (left, top, right, bottom), or None."""
     hot = heat >= threshold
     columns = hot.any(0).cpu().nonzero().flatten().tolist()
     rows = hot.any(1).cpu().nonzero().flatten().tolist()
@@ -731,7 +732,7 @@ def heatmap_to_box(heat, threshold=THRESHOLD):
 
 
 def box_iou(a, b):
-    """Intersection over union of two boxes; 0 where either is None or both are empty."""
+    """Intersection over union of two boxes; 0 if either is None or both are empty."""
     if a is None or b is None:
         return 0.0
     width = max(0, min(a[2], b[2]) - max(a[0], b[0]))
@@ -747,8 +748,8 @@ def box_iou(a, b):
 
 @contextmanager
 def blame(name, what=None):
-    """Whatever is raised inside, by numpy, Pillow, torch or JSON on an absent, damaged or foreign
-    file, becomes an `InputError` of one line that begins with the file's name."""
+    """Turns whatever numpy, Pillow, torch or JSON raise inside, on an absent, damaged or foreign
+    file, into an `InputError` of one line that begins with the file's name."""
     try:
         yield
     except Exception as error:
@@ -760,7 +761,7 @@ def blame(name, what=None):
 
 
 def read_tensors(file):
-    """Tensors and plain values that torch saved; nothing in the file is executed."""
+    """Reads tensors and plain values that torch saved; nothing in the file is executed."""
     return torch.load(file, map_location="cpu", weights_only=True)
 
 
