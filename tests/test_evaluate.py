@@ -191,7 +191,7 @@ def test_bad_input_is_one_line_and_exit_status_2(trained, tmp_path):
         ("train.py --dataset pcs --data x", "--dataset pcs"),
         ("train.py --dataset pcs --data x --train-split trainval", "--dataset pcs"),
         ("train.py --data x --partition 2", "pa100k train partition 2"),  # which it does not take
-        ("train.py --exclude a", "--exclude: synthetic"),
+        ("train.py --exclude a", "synthetic train exclude"),
         ("train.py --images 8 --weights nowhere.pt", "nowhere.pt"),
         ("train.py --lr -1", "--lr"),
         ("train.py --freeze -1", "--freeze"),
