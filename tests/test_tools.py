@@ -162,12 +162,20 @@ def test_a_published_file_answers_as_its_checkpoint_and_names_no_folder(trained,
     given = load(trained["K"])
     given["config"].update(data="/a/folder", keypoints="/a/folder/k.npz", weights="/a/file.pt")
     torch.save({**given, "command": "train.py --data /a/folder"}, "given.pt")
-    pretrained.publish("given.pt", tmp_path / "published.pt")
+    pretrained.publish(["given.pt"], tmp_path / "published.pt")
     assert "/a/" not in str(load("published.pt"))
     assert b"/a/folder" not in Path("published.pt").read_bytes()
     images, keypoints = torch.randn(4, 3, 64, 48), torch.rand(4, 16, 2) * 48
     answers = [load_model(file)[0](images, keypoints) for file in ("given.pt", "published.pt")]
     torch.testing.assert_close(*answers, atol=0.02, rtol=0.02)
+    # Of several checkpoints the mean.
+    other = {name: torch.zeros_like(tensor) for name, tensor in given["ema"].items()}
+    torch.save({**given, "ema": other}, "other.pt")
+    pretrained.publish(["given.pt", "other.pt"], tmp_path / "mean.pt")
+    mean = load("mean.pt")["ema"]
+    for name, tensor in load("published.pt")["ema"].items():
+        expected = tensor / 2 if tensor.is_floating_point() else tensor
+        torch.testing.assert_close(mean[name], expected, atol=1e-3, rtol=1e-3)
 
 
 def test_cocos_points_become_mpiis():

