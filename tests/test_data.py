@@ -218,6 +218,40 @@ def test_augmentation_shifts_up_to_ten_pixels_and_mirrors_half_of_the_images():
     assert 150 < mirrored < 250
 
 
+def test_jitter_changes_colours_by_up_to_40_percent_and_blackens_a_part_of_every_other_image():
+    """A grey image shows the brightness alone, a coloured one the saturation, too."""
+    values, heights, widths = [], [], []
+    for seed in range(400):
+        found = data.jitter(
+            torch.full((3, 60, 40), 100, dtype=torch.uint8), np.random.default_rng(seed)
+        )
+        black = (found == 0).all(0)
+        values.append(found[:, ~black].unique().item())
+        if black.any():
+            rows, columns = black.any(1), black.any(0)
+            assert torch.equal(black, rows[:, None] & columns)  # a rectangle
+            heights.append(rows.sum().item())
+            widths.append(columns.sum().item())
+    assert (min(values), max(values)) == pytest.approx((60, 140), abs=3)
+    assert 150 < len(heights) < 250
+    assert (min(heights), max(heights)) == pytest.approx((6, 23), abs=1)
+    assert (min(widths), max(widths)) == pytest.approx((4, 15), abs=1)
+    orange = torch.tensor([180, 100, 60], dtype=torch.uint8)[:, None, None].expand(3, 8, 8)
+    spans = []
+    for seed in range(200):
+        colour = data.jitter(orange, np.random.default_rng(seed)).amax((1, 2)).float()
+        spans.append(((colour[0] - colour[2]) / colour[1]).item())  # 1.2 before
+    assert min(spans) < 0.9
+    assert max(spans) > 1.5
+    split = split_of(np.zeros((1, 3)), "0")
+    split.images = [np.full((64, 48, 3), 100, np.uint8)]
+    plain = Pedestrians(split, (64, 48), True, 1)[0][0]
+    jittered = Pedestrians(split, (64, 48), True, 1, jittered=True)[0][0]
+    assert set(plain.unique().tolist()) <= {0, 100}
+    assert not set(jittered.unique().tolist()) <= {0, 100}
+    assert torch.equal(jittered, Pedestrians(split, (64, 48), True, 1, jittered=True)[0][0])
+
+
 def test_an_item_has_the_models_shapes_and_normalize_its_scale():
     image, labels, keypoints, i = Pedestrians(split_of(np.zeros((2, 3))), (64, 48))[1]
     assert [tuple(x.shape) for x in (image, labels, keypoints)] == [(3, 64, 48), (3,), (16, 2)]
