@@ -54,6 +54,8 @@ def test_panel_draws_both_boxes():
     scale = 400 / 64
     edges = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
     assert edges == pytest.approx([10 * scale, 10 * scale, 30 * scale, 30 * scale], abs=1)
+    sex = np.asarray(localize.panel(image, crop, [[("Female", tiles[0][1])]]))[:400, :300]
+    assert (sex == 128).all()  # nowhere in particular, so without a box
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "swin_t"])

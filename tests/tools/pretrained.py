@@ -36,8 +36,6 @@ import evaluate  # noqa: E402
 import localize  # noqa: E402
 import sspnet  # noqa: E402
 
-# Attributes that are nowhere in particular.
-PLACELESS = {"Female", "AgeOver60", "Age18-60", "AgeLess18", "Front", "Side", "Back"}
 SHOWN = ("Hat", "Backpack", "Skirt&Dress")  # one person for each
 COLOURS = ("#e66100", "#00a0b0", "#a040ff")  # of boxes, told apart by colour-blind readers
 
@@ -283,7 +281,7 @@ def print_distances(name, found, near):
 def things(model, config, split, i):
     """What is predicted on an image and has a place, the surest first, see `localize.find`."""
     found = localize.find(model, config, split.images[i])
-    return [thing for thing in found if thing["attribute"] not in PLACELESS]
+    return [thing for thing in found if thing["attribute"] not in localize.PLACELESS]
 
 
 def choose_people(models, split):
