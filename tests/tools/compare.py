@@ -196,35 +196,56 @@ def record(patterns, setting, models, file=RESULTS, draws=1000):
     differences to the first. What is there of them is replaced."""
     content = json.loads(file.read_text(encoding="utf-8"))
     heads, measured = measure(patterns, draws)
-    kept = [
-        (j, keys_of(h)) for j, h in enumerate(heads) if not h.endswith(", p > 0.5") or "PCC" in h
-    ]
-    digits = 3 if heads[0].startswith("IoU") else 2
-    for pattern, model, found in zip(patterns, models, measured, strict=True):
-        values, within, intervals = found
+    # Of the boxes of predicted attributes PCC alone.
+    wanted = [j for j, h in enumerate(heads) if not h.endswith(", p > 0.5") or "PCC" in h]
+    keys = {j: keys_of(heads[j]) for j in wanted}
+    for pattern, model, (values, within, intervals) in zip(patterns, models, measured, strict=True):
+        about = {"setting": setting, "model": model}
         for seed, figures in zip(open_model(pattern), values, strict=True):
-            of_run = {"setting": setting, "model": model, "seeds": [int(seed or 0)]}
-            same = [r for r in content["trainings"] if {**r, **of_run} == r and "note" not in r]
-            run = same[0] if same else of_run
-            if not same:
-                content["trainings"].append(run)
-            for j, keys in kept:
-                place = run.setdefault(keys[0], {}) if len(keys) > 1 else run
-                place[keys[-1]] = round(float(figures[j]), digits)
-        for j, keys in kept:
-            metric = keys[-1] if keys[0] != "IoU" else "IoU"
-            if model == models[0] or (keys[0] == "IoU" and keys[1] != "0.2"):
-                continue
-            about = {"setting": setting, "model": model, "minus": models[0], "metric": metric}
-            rest = [r for r in content["differences"] if {**r, **about} != r or "note" in r]
-            runs = [round(float(value), digits) for value in within[:, j]]
-            mean, *ends = [round(float(value), digits) for value in intervals[j]]
-            new = {**about, "n": len(runs), "mean": mean, "runs": runs}
-            if len(runs) > 2:
-                new["interval"] = ends
-            content["differences"] = [*rest, new]
+            record_training(
+                content["trainings"], {**about, "seeds": [int(seed or 0)]}, figures, keys
+            )
+        if model != models[0]:
+            about["minus"] = models[0]
+            record_differences(content["differences"], about, within, intervals, keys)
+    write_records(file, content)
+
+
+def rounded(value, keys):
+    return round(float(value), 3 if keys[0].startswith(("IoU", "PCC")) else 2)
+
+
+def record_training(trainings, of_run, figures, keys):
+    """Adds the figures of one training, or changes what its record has. keys: see `record`."""
+    same = [r for r in trainings if {**r, **of_run} == r and "note" not in r]
+    run = same[0] if same else of_run
+    if not same:
+        trainings.append(run)
+    for j, names in keys.items():
+        place = run.setdefault(names[0], {}) if len(names) > 1 else run
+        place[names[-1]] = rounded(figures[j], names)
+
+
+def record_differences(differences, about, within, intervals, keys):
+    """Puts a model's differences in the place of those that have the same `about`. IoU is that at
+    the default threshold."""
+    for j, names in keys.items():
+        metric = "IoU" if names[0] == "IoU" else names[-1]
+        if names[0] == "IoU" and names[1] != "0.2":
+            continue
+        of_metric = {**about, "metric": metric}
+        for old in [r for r in differences if {**r, **of_metric} == r and "note" not in r]:
+            differences.remove(old)
+        mean, *ends = [rounded(value, names) for value in intervals[j]]
+        runs = [rounded(value, names) for value in within[:, j]]
+        new = {**of_metric, "n": len(runs), "mean": mean, "runs": runs}
+        differences.append({**new, "interval": ends} if len(runs) > 2 else new)
+
+
+def write_records(file, content):
+    """Writes results.json, with a record a line."""
     parts = []
-    for key, value in content.items():  # a record a line
+    for key, value in content.items():
         rows = [json.dumps(row) for row in value] if isinstance(value, list) else []
         joined = "[\n" + ",\n".join(rows) + "\n]" if rows else json.dumps(value)
         parts.append(f"{json.dumps(key)}: {joined}")
