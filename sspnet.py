@@ -422,24 +422,25 @@ class SimCC(nn.Module):
         self.fpn = FPN(self.backbone.out_channels, channels, self.backbone.patches)
         self.points = nn.Conv2d(channels, 16, 1)
         cells = (height // 8) * (width // 8)
-        self.x = nn.Linear(cells, BINS * width)
-        self.y = nn.Linear(cells, BINS * height)
+        self.x = nn.Linear(cells, BINS * (width + 2 * MARGIN))
+        self.y = nn.Linear(cells, BINS * (height + 2 * MARGIN))
 
     def forward(self, images):
-        """(B, 3, 128, 96) -> logits of the columns (B, 16, 192) and of the rows (B, 16, 256)."""
+        """(B, 3, 128, 96) -> logits of the columns (B, 16, 232) and of the rows (B, 16, 296)."""
         P2 = self.fpn(self.backbone(images), scales=[1])[1]
         maps = self.points(P2).flatten(2)  # (B, 16, 16 x 12)
         return self.x(maps), self.y(maps)
 
 
 BINS = 2  # per pixel
+MARGIN = 10  # pixels beside the image that have bins, too: a crop may end below the head's top
 SIGMA = 2.0  # pixels, of the Gaussian targets
 NEAR = 10  # pixels, see `simcc_decode`
 
 
 def bin_centres(bins, device=None):
     """The bins' positions in pixels: (bins,)."""
-    return (torch.arange(bins, device=device) + 0.5) / BINS - 0.5
+    return (torch.arange(bins, device=device) + 0.5) / BINS - 0.5 - MARGIN
 
 
 def simcc_target(place, bins):
@@ -453,13 +454,13 @@ def simcc_target(place, bins):
 def simcc_loss(x, y, points):
     """Cross-entropy with the Gaussians, for columns and rows: SimCC's KL divergence, apart from a
     constant. x, y: logits of `SimCC`; points (B, 16, 2) in its pixels, NaN where there is nobody ->
-    the mean over the points inside the image, a scalar."""
+    the mean over the points that have bins, a scalar."""
     loss = torch.zeros(points.shape[:2], device=points.device)
     outside = torch.zeros_like(loss, dtype=torch.bool)
     for logits, place in ((x, points[..., 0]), (y, points[..., 1])):
         bins = logits.shape[-1]
         loss = loss - (simcc_target(place, bins) * logits.log_softmax(-1)).sum(-1)
-        outside = outside | (place < -0.5) | (place > bins / BINS - 0.5)
+        outside = outside | (place < -0.5 - MARGIN) | (place > bins / BINS - 0.5 - MARGIN)
     return loss[~outside].mean()
 
 

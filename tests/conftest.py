@@ -25,7 +25,7 @@ import evaluate  # noqa: E402
 import localize  # noqa: E402
 import train  # noqa: E402
 from data import PA100K_GROUPS  # noqa: E402
-from sspnet import Backbone, Baseline, HierarchicalLoss, SSPNet  # noqa: E402
+from sspnet import Backbone, Baseline, HierarchicalLoss, SSPNet, bin_centres  # noqa: E402
 
 ATTRIBUTES, PA100K = list(PA100K_GROUPS), list(PA100K_GROUPS.values())
 FEW_GROUPS = ["torso", "head", "all", "bottom", "head"]
@@ -175,17 +175,23 @@ def steps_of(amp=None, device="cpu", count=2, scale=None):
 
 
 class BrightPerson(torch.nn.Module):
-    """In SimCC's place: 16 points along the diagonal of what is white, unsure where nothing is."""
+    """In SimCC's place: the joints of the right side are at the left edge of what is white, of the
+    left side at its right edge, ankles above, wrists below. It is unsure where nothing is white."""
+
+    places = (
+        [0, 0, 0, 1, 1, 1, 0.5, 0.5, 0.5, 0.5, 0, 0, 0, 1, 1, 1],  # x
+        [0, 0.2, 0.4, 0.4, 0.2, 0, 0.5, 0.5, 0.5, 0.5, 1, 0.8, 0.6, 0.6, 0.8, 1],  # y
+    )
 
     def forward(self, images):
-        logits = [torch.zeros(len(images), 16, 192), torch.zeros(len(images), 16, 256)]
+        logits = [torch.zeros(len(images), 16, 232), torch.zeros(len(images), 16, 296)]
         for b, image in enumerate(images):
             for axis, found in enumerate(logits):
                 white = (image.mean(0) > 1.5).any(axis).nonzero().flatten().tolist()
                 if white:
-                    points = torch.linspace(white[0], white[-1], 16)
-                    centres = torch.arange(found.shape[2]) / 2 - 0.25
-                    found[b] = -((centres - points[:, None]) ** 2)
+                    share = torch.tensor(self.places[axis])
+                    points = white[0] + (white[-1] - white[0]) * share
+                    found[b] = -((bin_centres(found.shape[2]) - points[:, None]) ** 2)
         return logits
 
 

@@ -236,9 +236,10 @@ def test_eq06_eq07_ple_k_samples_the_groups_keypoints():
 def test_sec_3_2_3_simcc_classifies_columns_and_rows():
     """SimCC: cross-entropy with Gaussians around each point; its decoding and confidence."""
     torch.manual_seed(13)
-    x, y = torch.randn(2, 16, 12).double(), torch.randn(2, 16, 16).double()  # 6x8 pixels
-    points = torch.rand(2, 16, 2).double() * torch.tensor([5, 7])
-    points[0, 0, 0], points[0, 1, 1] = -2, 9  # outside: neither counts
+    # 6x8 pixels, and 10 more on each side.
+    x, y = torch.randn(2, 16, 52).double(), torch.randn(2, 16, 56).double()
+    points = torch.rand(2, 16, 2).double() * torch.tensor([25, 27]) - 10
+    points[0, 0, 0], points[0, 1, 1] = -12, 19  # outside: neither counts
     points[1] = math.nan  # nobody: every bin is as likely
     total, count = 0.0, 0
     for b in range(2):
@@ -247,7 +248,7 @@ def test_sec_3_2_3_simcc_classifies_columns_and_rows():
                 continue
             count += 1
             for axis, logits in enumerate((x[b, k], y[b, k])):
-                bins = [0.5 * n - 0.25 for n in range(len(logits))]  # where bins are, in pixels
+                bins = [0.5 * n - 10.25 for n in range(len(logits))]  # where bins are, in pixels
                 place = points[b, k, axis].item()
                 weights = [1.0 if b else math.exp(-((n - place) ** 2) / 8) for n in bins]
                 total_exp = sum(math.exp(value) for value in logits.tolist())
@@ -255,13 +256,13 @@ def test_sec_3_2_3_simcc_classifies_columns_and_rows():
                     probability = math.exp(logit) / total_exp
                     total -= weight / sum(weights) * math.log(probability)
     assert sspnet.simcc_loss(x, y, points).item() == pytest.approx(total / count)
-    x, y = torch.randn(1, 16, 192).double(), torch.randn(1, 16, 256).double() * 5
+    x, y = torch.randn(1, 16, 232).double(), torch.randn(1, 16, 296).double() * 5
     found, confidence = sspnet.simcc_decode(x, y)
     for k in range(16):
         near = 1.0
         for axis, logits in enumerate((x[0, k], y[0, k])):
             exps = [math.exp(value) for value in logits.tolist()]
-            bins = [0.5 * n - 0.25 for n in range(len(exps))]
+            bins = [0.5 * n - 10.25 for n in range(len(exps))]
             likeliest = bins[exps.index(max(exps))]
             inside = [(e, n) for e, n in zip(exps, bins, strict=True) if abs(n - likeliest) <= 10]
             place = sum(e * n for e, n in inside) / sum(e for e, _ in inside)

@@ -46,7 +46,7 @@ USES = {
     "heatmap_to_box": "assert heatmap_to_box(torch.eye(4)) == (0, 0, 4, 4)",
     "box_iou": "assert box_iou((0, 0, 2, 2), (0, 0, 2, 1)) == 0.5",
     "pyramid_pool": "assert pyramid_pool(torch.zeros(1, 8, 4, 4)).shape == (1, 40)",
-    "simcc_loss": "simcc_loss(torch.zeros(1, 16, 8), torch.zeros(1, 16, 9), torch.ones(1, 16, 2))",
+    "simcc_loss": "simcc_loss(*torch.zeros(2, 1, 16, 44), torch.ones(1, 16, 2))",
     "simcc_decode": "simcc_decode(torch.zeros(1, 16, 8), torch.zeros(1, 16, 9))",
     "grad_cam": "assert grad_cam(torch.ones(1, 8, 4, 4), torch.ones(1, 8, 4, 4)).mean() == 8",
 }

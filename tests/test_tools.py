@@ -168,6 +168,12 @@ def test_a_published_file_answers_as_its_checkpoint_and_names_no_folder(trained,
     images, keypoints = torch.randn(4, 3, 64, 48), torch.rand(4, 16, 2) * 48
     answers = [load_model(file)[0](images, keypoints) for file in ("given.pt", "published.pt")]
     torch.testing.assert_close(*answers, atol=0.02, rtol=0.02)
+    # SimCC's files are state dicts alone.
+    torch.save({"weight": torch.ones(2), "count": torch.tensor(3)}, "one.pt")
+    torch.save({"weight": torch.zeros(2), "count": torch.tensor(5)}, "two.pt")
+    pretrained.publish(["one.pt", "two.pt"], "simcc.pt")
+    assert load("simcc.pt")["weight"].tolist() == [0.5, 0.5]
+    assert load("simcc.pt")["weight"].dtype == torch.float16
     # Of several checkpoints the mean.
     other = {name: torch.zeros_like(tensor) for name, tensor in given["ema"].items()}
     torch.save({**given, "ema": other}, "other.pt")

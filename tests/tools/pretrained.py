@@ -71,14 +71,18 @@ def mean_state(states):
 
 def publish(checkpoints, out):
     """Writes the mean of checkpoints' averaged weights, in half precision, with the first one's
-    config, less its folders."""
-    given = [evaluate.read_checkpoint(checkpoint) for checkpoint in checkpoints]
+    config, less its folders; or the mean of SimCC's state dicts."""
+    given = [sspnet.read_tensors(checkpoint) for checkpoint in checkpoints]
     first = given[0]
-    config = {**first["config"], "data": None, "keypoints": None, "weights": "none"}
-    about = {key: first[key] for key in ("epoch", "torch", "torchvision")}
-    ema = halved(mean_state([checkpoint["ema"] for checkpoint in given]))
+    if "ema" in first:
+        config = {**first["config"], "data": None, "keypoints": None, "weights": "none"}
+        about = {key: first[key] for key in ("epoch", "torch", "torchvision")}
+        ema = halved(mean_state([checkpoint["ema"] for checkpoint in given]))
+        published = {"config": config, "ema": ema, **about}
+    else:
+        published = halved(mean_state(given))
     with data.written_whole(out) as file:
-        torch.save({"config": config, "ema": ema, **about}, file)
+        torch.save(published, file)
 
 
 def coco_to_mpii():
@@ -105,13 +109,13 @@ class Scenes(torch.utils.data.Dataset):
     them; `nobody` of them surroundings alone, with points that are NaN. Surroundings are strips
     beside the people of other images."""
 
-    scene = 0.45
     nobody = 0.05
     beside = 6  # pixels between a person's outermost point and a strip
 
-    def __init__(self, images, points):
+    def __init__(self, images, points, scene):
         self.images = images  # (N, 3, 128, 96) uint8
         self.points = points  # (N, 16, 2)
+        self.scene = scene
         self.seed = 0, 0  # of the training, and the number of the pass
         x = points[:, :, 0]
         self.left = (x.amin(1) - self.beside).long()  # columns that are free
@@ -184,13 +188,13 @@ def resized(split):
     return images, torch.stack(points)
 
 
-def distances(model, images, points):
-    """SimCC's distances to points (N, 16, 2), as shares of the height: (N, 16)."""
+def distances(find, images, points):
+    """The distances between the points that `find` gives for a batch of images (B, 3, 128, 96)
+    uint8 and these points (N, 16, 2), as shares of the height: (N, 16)."""
     found = []
     with torch.inference_mode():
         for start in range(0, len(images), 50):
-            batch = data.normalize(torch.from_numpy(images[start : start + 50]))
-            found.append(sspnet.simcc_decode(*model.eval()(batch))[0])
+            found.append(find(torch.from_numpy(images[start : start + 50]))[0])
     return (torch.cat(found) - points).norm(dim=2) / sspnet.SimCC.size[0]
 
 
@@ -214,7 +218,11 @@ def simcc(args):
     optimizer = torch.optim.Adam(model.parameters(), args.lr, fused=True)
     steps = len(images) // 32
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, args.passes * steps)
-    scenes = Scenes(images, points)
+    scenes = Scenes(images, points, args.scene)
+
+    def look_once(batch):
+        return sspnet.simcc_decode(*model.eval()(data.normalize(batch)))
+
     for number in range(args.passes):
         scenes.seed = args.seed, number
         batches = torch.utils.data.DataLoader(scenes, 32, shuffle=True, drop_last=True)
@@ -230,7 +238,7 @@ def simcc(args):
             optimizer.step()
             schedule.step()
             total += loss.item()
-        found = distances(model, val_images, val_points)
+        found = distances(look_once, val_images, val_points)
         shares = f"median {found.median():.4f}, under 0.05: {(found < 0.05).float().mean():.3f}"
         print(f"pass {number + 1}: loss {total / steps:.3f}; distance {shares}", flush=True)
         with data.written_whole(args.out) as file:
@@ -245,7 +253,7 @@ def keypoints(args):
     height, width = sspnet.SimCC.size
     images, points = resized(split)
     mean_pose = points.mean(0) / torch.tensor([width, height])
-    found = distances(data.keypoint_network(), images, points)
+    found = distances(data.simcc_points, images, points)
     print_distances("PA-100K's test images", found, 0.05)
     by_pose = (points - points.mean(0)).norm(dim=2) / height
     print_distances("PA-100K's test images, the mean pose", by_pose, 0.05)
@@ -370,6 +378,7 @@ def main():
     training.add_argument("--passes", type=int, default=4)
     training.add_argument("--lr", type=float, default=1e-3)
     training.add_argument("--seed", type=int, default=0)
+    training.add_argument("--scene", type=float, default=0.45, help="the share of Scenes.scene")
     measuring = commands.add_parser("keypoints")
     measuring.add_argument("--data", required=True)
     measuring.add_argument("--keypoints", required=True)
