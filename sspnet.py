@@ -651,16 +651,21 @@ class HierarchicalLoss(nn.Module):
 
     def __init__(self, attribute_groups, positive_ratio):
         super().__init__()
-        self.register_buffer("positive_ratio", torch.as_tensor(positive_ratio))
-        self.attribute_groups = list(attribute_groups)
+        positive_ratio = torch.as_tensor(positive_ratio)
+        L = len(positive_ratio)
+        if len(attribute_groups) != L:
+            raise ValueError(f"loss: {len(attribute_groups)} groups, expected one for each of {L}")
+        rows = []
+        for group in sorted(set(attribute_groups)):
+            rows.append([float(other == group) for other in attribute_groups])
+        self.register_buffer("positive_ratio", positive_ratio)
+        self.register_buffer("membership", torch.tensor(rows, dtype=positive_ratio.dtype))  # (G, L)
 
     def forward(self, logits, labels):
         """logits (..., B, L), labels (B, L) -> a scalar."""
-        by_attribute = weighted_bce(logits, labels, self.positive_ratio).unbind()
-        by_group = dict.fromkeys(self.attribute_groups, 0)  # Loss_g
-        for group, loss in zip(self.attribute_groups, by_attribute, strict=True):
-            by_group[group] = by_group[group] + loss
-        return sum(by_group.values())
+        by_attribute = weighted_bce(logits, labels, self.positive_ratio)
+        by_group = (self.membership * by_attribute).sum(1)  # Loss_g
+        return by_group.sum()
 
 
 # ---- Response maps (Sec. 3.2.5, Eq. 2 and 13)

@@ -17,7 +17,7 @@ from conftest import (
     words,
     write_keypoints,
 )
-from PIL import Image
+from PIL import Image, ImageFile
 from torch.testing import assert_close
 
 import data
@@ -45,7 +45,7 @@ def test_a_digest_tells_names_labels_and_keypoints():
     assert len({first, *(other.digest() for other in others)}) == 4
 
 
-def test_images_of_every_mode_are_read_as_rgb(tmp_path):
+def test_images_of_every_mode_are_read_as_rgb(tmp_path, monkeypatch):
     colours = np.zeros((6, 4, 3), np.uint8)
     colours[..., 0], colours[2, 1] = 40, (200, 100, 50)
     rgb, turned = Image.fromarray(colours), Image.Exif()
@@ -70,6 +70,10 @@ def test_images_of_every_mode_are_read_as_rgb(tmp_path):
     turned_jpeg.save(tmp_path / "turned.tif", exif=turned)
     for name in ("turned.jpg", "turned.tif"):
         assert read_image(tmp_path / name).shape == (3, 6, 4), name
+    with monkeypatch.context() as patch:  # of no file a pixel is decoded
+        patch.setattr(ImageFile.ImageFile, "load_prepare", lambda image: 1 / 0)
+        for name in (*kinds, "turned.jpg", "turned.tif"):
+            assert data.image_size(tmp_path / name) == (6, 4), name
     seen_by_opencv = np.asarray(rgb)[:, :, ::-1]  # BGR
     assert read_image(seen_by_opencv[:, :, ::-1])[:, 2, 1].tolist() == [200, 100, 50]
     with warnings.catch_warnings():
@@ -96,8 +100,9 @@ def test_images_that_are_not_of_uint8_and_three_channels_are_refused(tmp_path, m
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4)  # larger ones may be bombs
     rgb = Image.new("RGB", (4, 6))
     rgb.save(tmp_path / "bomb.png")
-    with pytest.raises(data.InputError, match=r"bomb\.png"):
-        read_image(tmp_path / "bomb.png")
+    for read in (read_image, data.image_size):
+        with pytest.raises(data.InputError, match=r"bomb\.png"):
+            read(tmp_path / "bomb.png")
 
 
 def marked(points, H, W):
@@ -280,21 +285,26 @@ def test_shares_of_several_processes_make_up_the_batch_and_validate_each_image_o
 
 
 def test_a_keypoint_file_is_read_by_names_and_named_where_it_cannot_be_used(tmp_path):
+    images = [np.zeros((40, 20, 3), np.uint8)] * 2
     points = np.random.default_rng(0).random((3, 16, 3)).astype(np.float32)
     np.savez(tmp_path / "k.npz", names=["a", "b", "c"], keypoints=20 * points)
-    read = data.read_keypoints(tmp_path / "k.npz", ["c", "a"])
+    read = data.read_keypoints(tmp_path / "k.npz", ["c", "a"], images)
     assert (read == 20 * points[[2, 0], :, :2]).all()
-    for names, given in (
-        ("acd", points),  # none of b
-        ("aba", points),
-        ("ab", np.zeros((2, 17, 3))),  # COCO's
-        ("ab", np.full((2, 16, 3), np.nan)),
-        ("ab", points[:2]),  # shares of the size
-        ("ab", np.full((2, 16, 3), {"a": 1}, object)),  # pickled: could run code
+    low = points * (19, 10, 1) + (0, 28, 0)  # below what is as high as the images are wide
+    np.savez(tmp_path / "k.npz", names=["a", "b", "c"], keypoints=low)
+    assert (data.read_keypoints(tmp_path / "k.npz", ["a", "b"], images)[:, :, 1] > 20).all()
+    for names, given, said in (
+        ("acd", points, "b"),
+        ("aba", points, "distinct"),
+        ("ab", np.zeros((2, 17, 3)), "16"),  # COCO's
+        ("ab", np.full((2, 16, 3), np.nan), "not finite"),
+        ("ab", points[:2], "pixel"),  # shares
+        ("ab", 50 + np.arange(96).reshape(2, 16, 3), "pixel"),  # all outside
+        ("ab", np.full((2, 16, 3), {"a": 1}, object), ""),  # pickled: could run code
     ):
         np.savez(tmp_path / "k.npz", names=[*names], keypoints=given)
-        with pytest.raises(ValueError, match=r"k\.npz: "):
-            data.read_keypoints(tmp_path / "k.npz", ["a", "b"])
+        with pytest.raises(ValueError, match=rf"k\.npz: .*{said}"):
+            data.read_keypoints(tmp_path / "k.npz", ["a", "b"], images)
 
 
 def test_a_folders_images_are_those_that_pillow_opens(tmp_path, capsys):

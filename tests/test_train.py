@@ -85,7 +85,7 @@ def test_ema_follows_its_definition():
         with torch.no_grad():
             weight += 0.1
             batch_norm.running_mean += 0.2
-        train.update_ema(ema, model, step)
+        train.update_ema(train.averaged_tensors(ema), train.averaged_tensors(model), step)
         decay = min(0.9998, (1 + step) / (10 + step))
         new = weight.detach(), batch_norm.running_mean
         expected = [decay * e + (1 - decay) * v for e, v in zip(expected, new, strict=True)]
@@ -109,7 +109,7 @@ def test_the_offset_predictor_learns_at_a_tenth_of_the_rate():
 def test_best_has_the_highest_mA_and_the_average_all_steps(tmp_path, monkeypatch):
     """F1 and later epochs do not count; the average's warm-up does not restart in each epoch."""
     found, seen = iter([(50, 1), (60, 5), (55, 9), (58, 7)]), []
-    monkeypatch.setattr(train, "update_ema", lambda ema, model, steps: seen.append(steps))
+    monkeypatch.setattr(train, "update_ema", lambda old, new, steps: seen.append(steps))
 
     def validate(*_):
         mA, F1 = next(found)
