@@ -250,12 +250,18 @@ def synthetic():
     return table(["", "runs", *keys], rows)
 
 
+def described(name):
+    """A setting's backbone, and the parts of its label: images, size, passes, channels, perhaps
+    what it was measured on."""
+    return [SETTINGS[name]["backbone"], *SETTINGS[name]["label"].split(", ")]
+
+
 def key():
     """The settings' letters, and what they stand for."""
     rows = []
     for name, letter in LETTERS.items():
-        parts = SETTINGS[name]["label"].split(", ")
-        rows.append([letter, SETTINGS[name]["backbone"], *parts, *[""] * (5 - len(parts))])
+        backbone, *parts = described(name)
+        rows.append([letter, backbone, *parts, *[""] * (5 - len(parts))])
     heads = ["", "backbone", "training images", "size", "passes", "channels", "measured on"]
     return table(heads, rows)
 
@@ -274,6 +280,7 @@ deep-person-reid|OSNet|-|-|74.7|-|no boxes
 def card():
     """The README's: the published models, the baseline that was trained beside them, others."""
     rows = []
+    backbone, _, size, passes, _ = described("all")
     for model in ("K", "S", "baseline"):
         (record,) = find("trainings", setting="all", model=model)
         name = f"SSPNet-{model}"
@@ -282,7 +289,7 @@ def card():
         if model == "baseline":
             name = "our baseline"
             iou += f" (stride 16: {record['IoU at stride 16']['0.2']})"
-        rows.append([name, "MobileNetV2", "128x96", "1.45", *found, iou])
+        rows.append([name, backbone, size, passes.removesuffix(" passes"), *found, iou])
     rows += [line.split("|") for line in OTHERS.strip().splitlines()]
     return table(["PA-100K's test images", "backbone", "size", "passes", "mA", "F1", "IoU"], rows)
 

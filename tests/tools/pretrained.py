@@ -37,7 +37,6 @@ import localize  # noqa: E402
 import sspnet  # noqa: E402
 
 SHOWN = ("Hat", "Backpack", "Skirt&Dress")  # one person for each
-COLOURS = ("#e66100", "#00a0b0", "#a040ff")  # of boxes, told apart by colour-blind readers
 
 
 def imagenet(out):
@@ -317,7 +316,7 @@ def draw_person(image, found, title, height=300):
     tile.paste(image.resize((width, height), Image.Resampling.LANCZOS), (0, 22))
     pen = ImageDraw.Draw(tile)
     pen.text((0, 0), title, "black", font)
-    for row, (thing, colour) in enumerate(zip(found, COLOURS, strict=False)):
+    for row, (thing, colour) in enumerate(zip(found, localize.COLOURS, strict=False)):
         box = (np.array(thing["box"]) * scale).round() + (0, 22, -1, 21)
         pen.rectangle(box.tolist(), outline=colour, width=3)
         text = f"{thing['attribute']} {thing['probability']:.2f}"
