@@ -126,6 +126,14 @@ def test_compare_of_boxes_takes_the_mean_over_attributes(tmp_path):
     assert S.split()[2] == expected["S"][0]
     assert f"{float(expected['S'][0]) - float(expected['none'][0]):+.2f}" in S
     assert "[+0.1" in S
+    data.write_json("r.json", {"trainings": [], "differences": []})
+    models = ["baseline at stride 16", "S"]
+    compare.record(["none.json", "S.json"], "new", models, Path("r.json"), 10)
+    content = read_json("r.json")
+    iou = {"0.2": float(expected["none"][0]), "0.5": 0.9}
+    first = {"setting": "new", "model": "baseline", "seeds": [0], "IoU at stride 16": iou}
+    assert content["trainings"][0] == first
+    assert {record["minus"] for record in content["differences"]} == {"baseline at stride 16"}
 
 
 def test_compare_refuses_what_cannot_be_compared_in_one_line():

@@ -7,12 +7,12 @@
     python tests/tools/compare.py 'none-*.npz' 'S-*.npz' --record one --models baseline S
 
 The last writes the figures of each seed and the differences into results.json, under the name of a
-setting and those of the models. Each argument is a file, or a pattern in quotes for the files of
-one model's seeds, which are the numbers at the ends of their names. mA and F1 are in percent, IoU
-at each threshold and PCC at the first are of true boxes; "p > 0.5": of those whose attribute is
-predicted. A difference is the mean of those within the seeds that both models have: a seed moves
-all models together. Brackets hold its 95% interval, over images (a paired bootstrap) and seeds
-together; of one seed, over images alone.
+setting and those of the models; "baseline at stride 16" adds boxes to the baseline's record. Each
+argument is a file, or a pattern in quotes for the files of one model's seeds, which are the numbers
+at the ends of their names. mA and F1 are in percent, IoU at each threshold and PCC at the first are
+of true boxes; "p > 0.5": of those whose attribute is predicted. A difference is the mean of those
+within the seeds that both models have: a seed moves all models together. Brackets hold its 95%
+interval, over images (a paired bootstrap) and seeds together; of one seed, over images alone.
 """
 
 import argparse
@@ -200,13 +200,14 @@ def record(patterns, setting, models, file=RESULTS, draws=1000):
     wanted = [j for j, h in enumerate(heads) if not h.endswith(", p > 0.5") or "PCC" in h]
     keys = {j: keys_of(heads[j]) for j in wanted}
     for pattern, model, (values, within, intervals) in zip(patterns, models, measured, strict=True):
-        about = {"setting": setting, "model": model}
+        name, at, stride = model.partition(" at ")
+        own = {j: names for j, names in keys.items() if names[0] == "IoU"} if at else keys
+        own = {j: (names[0] + at + stride, *names[1:]) for j, names in own.items()}
         for seed, figures in zip(open_model(pattern), values, strict=True):
-            record_training(
-                content["trainings"], {**about, "seeds": [int(seed or 0)]}, figures, keys
-            )
+            of_run = {"setting": setting, "model": name, "seeds": [int(seed or 0)]}
+            record_training(content["trainings"], of_run, figures, own)
         if model != models[0]:
-            about["minus"] = models[0]
+            about = {"setting": setting, "model": model, "minus": models[0]}
             record_differences(content["differences"], about, within, intervals, keys)
     write_records(file, content)
 
