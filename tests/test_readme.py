@@ -30,7 +30,7 @@ COPIES = re.findall(r"^\| `(\w+)` \|.*\| ([^|]+) \|$", COPYING, re.MULTILINE)  #
 WORN = {  # as they are labelled
     "090004.jpg": {"Backpack", "Trousers", "LongSleeve"},
     "090014.jpg": {"Female", "Skirt&Dress", "LongSleeve"},
-    "090298.jpg": {"Back", "Trousers", "LongSleeve"},
+    "090378.jpg": {"Hat", "Female", "Trousers"},
 }
 USES = {
     "FPN": "FPN([2, 2, 2, 2], 8)([torch.zeros(1, 2, n, n) for n in (8, 4, 2, 1)])",

