@@ -198,11 +198,12 @@ def record(patterns, setting, models, file=RESULTS, draws=1000):
     heads, measured = measure(patterns, draws)
     # Of the boxes of predicted attributes PCC alone.
     wanted = [j for j, h in enumerate(heads) if not h.endswith(", p > 0.5") or "PCC" in h]
+    if any(" at " in model for model in models):  # of a map at another stride the boxes alone
+        wanted = [j for j in wanted if heads[j].startswith("IoU")]
     keys = {j: keys_of(heads[j]) for j in wanted}
     for pattern, model, (values, within, intervals) in zip(patterns, models, measured, strict=True):
         name, at, stride = model.partition(" at ")
-        own = {j: names for j, names in keys.items() if names[0] == "IoU"} if at else keys
-        own = {j: (names[0] + at + stride, *names[1:]) for j, names in own.items()}
+        own = {j: (names[0] + at + stride, *names[1:]) for j, names in keys.items()}
         for seed, figures in zip(open_model(pattern), values, strict=True):
             of_run = {"setting": setting, "model": name, "seeds": [int(seed or 0)]}
             record_training(content["trainings"], of_run, figures, own)
