@@ -151,9 +151,10 @@ def test_batches_are_loaded_as_their_images_and_device_ask_for(tmp_path, monkeyp
     Image.new("RGB", (20, 40)).save(tmp_path / "a.png")
     photos, arrays = photo_split([tmp_path], ["Hat"], ["head"]), split_of([[1], [0]])
     for split, workers in ((photos, data.WORKERS), (arrays, 0)):
-        assert loader(split, (64, 48), 2).num_workers == workers
-        assert loader(split, (64, 48), 2, workers=1, pin=True).pin_memory
-        assert not loader(split, (64, 48), 2).pin_memory
+        images = Pedestrians(split, (64, 48))
+        assert loader(images, 2).num_workers == workers
+        assert loader(images, 2, workers=1, pin=True).pin_memory
+        assert not loader(images, 2).pin_memory
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "1")
@@ -183,13 +184,14 @@ def test_training_batches_depend_on_seed_and_epoch_alone():
     split = synthetic("train", images=10)
 
     def epoch_of(workers, epoch, seed=0):
-        batches = loader(split, (64, 48), 4, train=True, seed=seed, workers=workers)
+        images = Pedestrians(split, (64, 48), train=True, seed=seed)
+        batches = loader(images, 4, workers)
         data.start_epoch(batches, epoch)
         return torch.cat([part.flatten() for batch in batches for part in batch])
 
     first = epoch_of(0, 3)
     assert torch.equal(first, epoch_of(0, 3))
-    batches = loader(split, (64, 48), 4, train=True, workers=1)
+    batches = loader(Pedestrians(split, (64, 48), train=True), 4, workers=1)
     for epoch in (3, 4):  # the same loader's next epoch
         data.start_epoch(batches, epoch)
         found = torch.cat([part.flatten() for batch in batches for part in batch])
@@ -199,7 +201,7 @@ def test_training_batches_depend_on_seed_and_epoch_alone():
     assert not torch.equal(first, epoch_of(0, 3, seed=1))
     orders = []
     for seed in range(3):  # no epoch of one seed has the order of another's
-        batches = loader(split, (64, 48), 4, train=True, seed=seed)
+        batches = loader(Pedestrians(split, (64, 48), train=True, seed=seed), 4)
         orders += [str(indices(batches, epoch)) for epoch in range(3)]
     assert len(set(orders)) == 9
     first, second = (Pedestrians(split, (64, 48), train=True, seed=seed) for seed in (0, 1))
@@ -272,14 +274,15 @@ def test_an_item_has_the_models_shapes_and_normalize_its_scale():
 
 def test_shares_of_several_processes_make_up_the_batch_and_validate_each_image_once():
     split = synthetic("train", images=23)
-    common = {"size": (32, 24), "batch_size": 8, "train": True, "seed": 3}
-    shares = [loader(split, **common, rank=rank, ranks=2) for rank in (0, 1)]
+    images = Pedestrians(split, (32, 24), train=True, seed=3)
+    shares = [loader(images, 8, rank=rank, ranks=2) for rank in (0, 1)]
     for epoch in (0, 1):
-        found = [indices(batches, epoch) for batches in (*shares, loader(split, **common))]
+        found = [indices(batches, epoch) for batches in (*shares, loader(images, 8))]
         for a, b, both in zip(*found, strict=True):
             assert len(a) == len(b) == 4
             assert sorted(a + b) == sorted(both)
-    validation = [loader(split, (32, 24), 6, rank=r, ranks=3) for r in range(3)]
+    images = Pedestrians(split, (32, 24))
+    validation = [loader(images, 6, rank=r, ranks=3) for r in range(3)]
     seen = [i for batches in validation for *_, index in batches for i in index.tolist()]
     assert sorted(seen) == list(range(23))
 

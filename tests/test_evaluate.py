@@ -76,7 +76,8 @@ def test_metrics_refuse_what_would_give_a_wrong_number():
 
 def test_a_loading_process_s_batches_are_not_kept_open():
     """Each held a file descriptor until the end: too many for a large split."""
-    counts, batches = [], data.loader(synthetic("val", images=40), (32, 24), 1, workers=1)
+    images = data.Pedestrians(synthetic("val", images=40), (32, 24))
+    counts, batches = [], data.loader(images, 1, workers=1)
 
     class Model(torch.nn.Module):
         def forward(self, images, keypoints):

@@ -270,7 +270,7 @@ def test_validation_is_of_all_processes_images_also_where_one_has_none(tmp_path,
     assert log_rows(tmp_path / "run")[0]["val_Accu"]
     model, config = load_model(tmp_path / "run/best.pt")
     validation = data.open_split(config, "val")
-    logits, labels = predict(model, data.loader(validation, (64, 48), 2))
+    logits, labels = predict(model, data.loader(data.Pedestrians(validation, (64, 48)), 2))
     ratio = torch.from_numpy(data.open_split(config, "train").labels.mean(0))
     loss = HierarchicalLoss(config["groups"], ratio)(logits, labels).item()
     watched = load(tmp_path / "run/last.pt")["scheduler"]["best"]

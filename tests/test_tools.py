@@ -197,7 +197,7 @@ def test_batch_norms_statistics_are_those_of_training_images(trained):
     given = load(trained["S"])
     config = given["config"]
     split = data.open_split(config, "train")
-    batches = data.loader(split, config["size"], 64, train=True)
+    batches = data.loader(data.Pedestrians(split, config["size"], train=True), 64)
     ((images, *_),) = batches
     model, _ = load_model(trained["S"])
     found = pretrained.estimate_batch_norm(config, given["ema"])

@@ -25,7 +25,7 @@ def test_one_step_uses_the_training_sets_ratios_clips_and_decays_and_validates(t
     torch.manual_seed(0)
     model = build_model(state["config"])
     split = data.synthetic("train", images=8, size=(64, 48))
-    batches = data.loader(split, (64, 48), 8, train=True)
+    batches = data.loader(data.Pedestrians(split, (64, 48), train=True), 8)
     data.start_epoch(batches, 0)
     ((images, labels, _, _),) = batches
     ratio = torch.tensor([sum(split.labels[:, j]) / 8 for j in range(26)])
@@ -46,7 +46,7 @@ def test_one_step_uses_the_training_sets_ratios_clips_and_decays_and_validates(t
         assert_close(10 * moment, expected, atol=1e-4, rtol=1e-3)
     model.load_state_dict(state["ema"])
     validation = data.synthetic("val", images=8, size=(64, 48))
-    logits, labels = evaluate.predict(model, data.loader(validation, (64, 48), 8))
+    logits, labels = evaluate.predict(model, data.loader(data.Pedestrians(validation, (64, 48)), 8))
     loss = HierarchicalLoss(split.groups, ratio)(logits, labels)
     assert state["scheduler"]["best"] == pytest.approx(loss.item(), rel=1e-4)
 

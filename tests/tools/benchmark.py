@@ -69,7 +69,7 @@ def build(ple, device, selecting=False, backbone="resnet50"):
 def batch(B, device, H=256, W=192):
     """Images (uint8), labels and keypoints of the synthetic set."""
     split = data.synthetic("test", images=B, size=(H, W))
-    images, labels, keypoints, _ = next(iter(data.loader(split, (H, W), B)))
+    images, labels, keypoints, _ = next(iter(data.loader(data.Pedestrians(split, (H, W)), B)))
     images = images.to(device, memory_format=torch.channels_last)
     return images, labels.to(device), keypoints.to(device)
 

@@ -83,7 +83,7 @@ def estimate_batch_norm(config, ema, batches=200):
             module.momentum = None  # the mean over batches
             module.train()
     split = data.open_split(config, "train")
-    loader = data.loader(split, config["size"], 64, train=True, workers=0)
+    loader = data.loader(data.Pedestrians(split, config["size"], train=True), 64, workers=0)
     with torch.no_grad():
         for images, _, keypoints, _ in itertools.islice(loader, batches):
             model(data.normalize(images), keypoints)
