@@ -283,7 +283,7 @@ def card():
     rows = []
     backbone, _, size, *_ = described("published")
     for model, passes in SETTINGS["published"]["passes"].items():
-        (record,) = find("trainings", setting="published", model=model)
+        (record,) = find("trainings", setting="published", model=model, ablation=None)
         name = f"SSPNet-{model}"
         found = [number(record[key], key, "") for key in ("mA", "F1")]
         iou = number(record["IoU"]["0.2"], "IoU", "")
