@@ -240,15 +240,17 @@ def fewer():
 
 
 def synthetic():
-    """Drawn pedestrians, means of three seeds."""
+    """Drawn pedestrians, means of three seeds, and the differences to the baseline."""
     keys = ["mA", "F1", *GROUPS, "IoU", "PCC"]
     rows = []
     for name in ("baseline", *MODELS):
         records = find("trainings", setting="synthetic", model=name)
         row = [name, str(len(records))]
         row += [number(np.mean(values_of(key, records)), key, "") for key in keys]
+        row += cells([difference("synthetic", name, metric) for metric in ("mA", "IoU")])
         rows.append(row)
-    return table(["", "runs", *keys], rows)
+    heads = ["", "runs", *keys, "mA minus the baseline's", "95%", "IoU minus the baseline's", "95%"]
+    return table(heads, rows)
 
 
 def described(name):
